@@ -1,0 +1,87 @@
+r"""VaDE: variational deep embedding, a mixture of Gaussians behind a decoder.
+
+Generative process, for every row::
+
+    y ~ Categorical(softmax(logits))              the cluster, one of K
+    z | y ~ Normal(loc[y], scale[y])              its embedding
+    x | z ~ likelihood(decoder(z))                the data
+
+The cluster is not proposed but summed: ``log sum_y p(y) p(z | y)`` at each draw of z ~ q(z | x).
+
+============ =================================================================
+observed     what the run is
+============ =================================================================
+x            clustering
+x, y (part)  semi-supervised: known rows see the density of their own component
+x, y         classification by p(y | z)
+y            the mixing weights alone
+============ =================================================================
+
+Source: Zhuxi Jiang, Yin Zheng, Huachun Tan, Bangsheng Tang, Hanning Zhou, "Variational deep
+embedding: an unsupervised and generative approach to clustering" (2017).
+
+Deviations: the sum over clusters is exact, where the released loss mixes responsibilities at one draw
+with an expectation in closed form; weights are logits and scales a softplus, where raw parameters could
+leave their range; the mixture starts from the best of several k-means-seeded EM runs, by likelihood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyrozoo.inference import Batch
+from pyrozoo.zoo.networks import Decoder, inverse_positive_scale, positive_scale
+from torch import Tensor, nn
+
+
+class VaDE(nn.Module):
+    """p(y, z, x) of the module's docstring.
+
+    Args:
+        x_dim: features of a row.
+        num_clusters: K.
+        latent_dim: dimension of z.
+        hidden: widths of the encoder's hidden layers; the decoder mirrors them.
+        likelihood: of x given z, a name or a module of :mod:`pyrozoo.zoo.networks`.
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 784,
+        num_clusters: int = 10,
+        latent_dim: int = 10,
+        hidden: Sequence[int] = (500, 500, 2000),
+        likelihood: Any = "bernoulli",
+    ) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_clusters))
+        self.loc = nn.Parameter(torch.randn(num_clusters, latent_dim))
+        raw_scale = inverse_positive_scale(1.0)
+        self.raw_scale = nn.Parameter(torch.full((num_clusters, latent_dim), raw_scale))
+        self.decoder = Decoder(latent_dim, tuple(reversed(hidden)), x_dim, likelihood)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations of the components, ``(K, latent_dim)``."""
+        return positive_scale(self.raw_scale)
+
+    def forward(self, batch: Batch) -> None:
+        """Generate ``len(batch)`` rows."""
+        with pyro.plate("data", len(batch)):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits))
+            z = pyro.sample("z", dist.Normal(self.loc[y], self.scale[y]).to_event(1))
+            pyro.sample("x", self.decoder(z))
+
+    @torch.no_grad()
+    def set_mixture(self, weights: Any, means: Any, scales: Any) -> None:
+        """Start the mixture at these weights ``(K,)``, means and standard deviations ``(K, D)``."""
+        self.logits.copy_(torch.as_tensor(weights).log())
+        self.loc.copy_(torch.as_tensor(means))
+        floor = 1e-3  # EM may shrink a component onto a few points
+        scales = torch.as_tensor(scales).clamp_min(floor)
+        raw = [[inverse_positive_scale(s) for s in row] for row in scales.tolist()]
+        self.raw_scale.copy_(torch.tensor(raw))

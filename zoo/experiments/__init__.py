@@ -1,0 +1,1 @@
+"""One re-runnable file per published row, and its results."""
