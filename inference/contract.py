@@ -84,11 +84,19 @@ def expectations(
     non-negative, that sum to one over the enumerated dimensions of the factor.
     """
     build = torch.is_grad_enabled()
+    sizes = {
+        d: max(f.value.shape[d] for f in factors if -d <= f.value.dim())
+        for f in factors
+        for d in f.plates
+        if -d <= f.value.dim()
+    }
     with torch.enable_grad():
         values = [f.value if f.value.requires_grad else f.value.detach().clone() for f in factors]
         leaves = [v if v.requires_grad else v.requires_grad_() for v in values]
         # A fresh node for every factor: the derivative by it, and not by what it shares with others.
-        fresh = [v * 1 for v in leaves]
+        fresh = [
+            _full(v, f.plates, sizes) * 1 for f, v in zip(factors, leaves, strict=True)
+        ]
         replaced = [
             Factor(f.name, v, f.plates, f.sums) for f, v in zip(factors, fresh, strict=True)
         ]
@@ -97,6 +105,17 @@ def expectations(
     if not build:
         return total.detach(), [w.detach() for w in weights]
     return total, list(weights)
+
+
+def _full(value: Tensor, plates: Dims, sizes: dict[int, int]) -> Tensor:
+    """A factor expanded to the sizes of its plates, so that each row has a weight of its own."""
+    dims = [d for d in plates if d in sizes]
+    width = max([value.dim(), *(-d for d in dims)])
+    value = value.reshape((1,) * (width - value.dim()) + value.shape)
+    shape = list(value.shape)
+    for d in dims:
+        shape[d] = max(shape[d], sizes[d])
+    return value.expand(shape)
 
 
 def add(tensors: Iterable[Tensor]) -> Tensor:

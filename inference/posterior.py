@@ -1,0 +1,342 @@
+"""Posteriors: draws of every latent site, exact responsibilities, predictions of any site.
+
+Latent sites that the guide proposes are drawn from it; sites that are summed are drawn from, or
+reported as, their exact conditional given those draws.  Where a value is known it is kept.  Rows are
+taken in slices, and nothing here changes a parameter, a buffer or the random state's owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .batch import Batch, Data
+from .contract import Factor, expectations, sum_out
+from .elbo import EnumELBO, Terms
+from .graph import DATA, Site
+from .modes import evaluating
+from .observing import Net, Observed, Plan
+
+
+def responsibilities(
+    program: Net,
+    guide: Net,
+    data: Data,
+    site: str = "y",
+    *,
+    num_samples: int = 16,
+    inputs: Iterable[str] = (),
+    batch_size: int = 4096,
+) -> Tensor:
+    """The probabilities of a finite site, ``(rows, K)``: one for a known value, else its posterior.
+
+    Exact given each draw of the guide: for a site that is summed in the program the exact conditional,
+    averaged over ``num_samples`` draws; for one that the guide proposes, the guide's probabilities.
+    Rows in which nothing that depends on the site is observed get its prior.
+
+    Raises:
+        ValueError: there is no such finite site in plate ``"data"`` alone.
+    """
+    pieces = []
+    objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
+    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size):
+        pieces.append(_responsibilities(objective, p, q, batch, plan, _finite_site(plan, site)))
+    return torch.cat(pieces)
+
+
+def posterior(
+    program: Net,
+    guide: Net,
+    data: Data,
+    num_samples: int = 1,
+    *,
+    predictive: bool = False,
+    inputs: Iterable[str] = (),
+    batch_size: int = 1024,
+) -> dict[str, Tensor]:
+    """Draws of every latent site, ``(num_samples, rows, *event)`` by name.
+
+    Sites outside plate ``"data"`` are ``(num_samples, *event)``, drawn once for each slice of
+    ``batch_size`` rows.  With ``predictive=True`` draws of all other sites follow: what the program
+    generates at those latents, for observed sites too (reconstructions).
+    """
+    pieces: list[dict[str, Tensor]] = []
+    local: set[str] = set()
+    objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
+    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size):
+        draws = _draw(p, q, batch, plan, num_samples)
+        latent = {n for n, role in plan.roles.items() if role not in ("given", "masked", "own")}
+        latent -= {n for n, role in plan.roles.items() if role == "pruned" and _leaf(plan, n)}
+        names = [n for n in draws if predictive or n in latent]
+        pieces.append({n: _rows_first(plan.program.sites[n], draws[n][0]) for n in names})
+        local |= {n for n in names if plan.program.sites[n].local}
+    return {
+        name: torch.cat([piece[name] for piece in pieces], 1) if name in local else pieces[0][name]
+        for name in pieces[0]
+    }
+
+
+def predict(
+    program: Net,
+    guide: Net,
+    data: Data,
+    site: str,
+    *,
+    observed: str = "keep",
+    num_samples: int = 16,
+    inputs: Iterable[str] = (),
+    batch_size: int = 1024,
+) -> Tensor:
+    """What the model expects at a site: probabilities ``(rows, K)``, or means ``(rows, *event)``.
+
+    Args:
+        program, guide: the fitted pair.
+        data: what is known.
+        site: any site in plate ``"data"``: a label, a latent, another modality, x itself.
+        observed: ``"keep"`` conditions on everything in the data, so that predicting an observed x is
+            a reconstruction and a known label is certain; ``"ignore"`` drops the values of the asked
+            site first, so that they cannot be looked at.
+        num_samples: draws of the guide that are averaged.
+        inputs: names of values that are read but are no sites.
+        batch_size: rows at a time.
+
+    Raises:
+        ValueError: there is no such site, or ``observed`` is neither word.
+    """
+    if observed not in ("keep", "ignore"):
+        raise ValueError(f"observed is 'keep' or 'ignore', got {observed!r}")
+    batch = Batch.of(data)
+    if observed == "ignore":
+        batch = batch.drop(site)
+    objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
+    pieces = []
+    for p, q, piece, plan in _slices(objective, program, guide, batch, batch_size):
+        target = _local_site(plan, site)
+        if _is_label(target) and (not _leaf(plan, site) or site in plan.proposed):
+            pieces.append(_responsibilities(objective, p, q, piece, plan, target))
+            continue
+        values, fn = _draw(p, q, piece, plan, num_samples)[site]
+        mean, event_dim = _mean(values, fn, plan.roles[site])
+        pieces.append(_rows_first(target, mean, event_dim).mean(0))
+    return torch.cat(pieces)
+
+
+def _slices(
+    objective: EnumELBO, program: Net, guide: Net, data: Data, size: int
+) -> Iterator[tuple[Observed, Observed, Batch, Plan]]:
+    p, q = objective.pair(program, guide)
+    whole = p.pairing.prepare(data)
+    with torch.no_grad(), evaluating(p, q), poutine.block():
+        for start in range(0, max(1, len(whole)), size):
+            batch = whole[start : start + size] if len(whole) > size else whole
+            plan = p.pairing.plan(batch)
+            if reason := objective.unsupported(plan):
+                raise ValueError(f"{reason}: use pyro.infer.Predictive or infer_discrete for it")
+            yield p, q, batch, plan
+
+
+# ---- finite sites ------------------------------------------------------------------------------------
+
+
+def _local_site(plan: Plan, name: str) -> Site:
+    site = plan.program.sites.get(name)
+    if site is None or site.kind != "sample" or not site.local:
+        names = [s.name for s in plan.program.sites.values() if s.kind == "sample" and s.local]
+        raise ValueError(f"{name!r} is not a site in plate {DATA!r} (sites: {', '.join(names)})")
+    return site
+
+
+def _finite_site(plan: Plan, name: str) -> Site:
+    site = _local_site(plan, name)
+    if not site.summable or len(site.dims) > 1:
+        kind = type(site.fn).__name__
+        raise ValueError(f"site {name!r} ({kind}) is not a finite site of plate {DATA!r} alone")
+    return site
+
+
+def _is_label(site: Site) -> bool:
+    return site.summable and len(site.dims) == 1
+
+
+def _leaf(plan: Plan, name: str) -> bool:
+    return not plan.program.descendants(name)
+
+
+def _responsibilities(
+    objective: EnumELBO, p: Observed, q: Observed, batch: Batch, plan: Plan, site: Site
+) -> Tensor:
+    terms = objective.trace(p, q, batch)
+    name, rows = site.name, len(batch)
+    support = site.fn.enumerate_support(expand=False)
+    probs = None
+    if name in terms.weight_dims:
+        dim = terms.weight_dims[name]
+        others = frozenset(d for d in terms.weight_dims.values() if d != dim)
+        joint = torch.stack(torch.broadcast_tensors(*(f.value for f in terms.weights))).sum(0).exp()
+        probs = sum_out(joint, others).movedim(dim, -1)
+    elif name in terms.names.values():
+        dim = next(d for d, n in terms.names.items() if n == name)
+        group = next(g for g in terms.groups if name in {f.name for f in g})
+        _, weights = expectations(group, terms.sums, terms.plates)
+        own = next(i for i, f in enumerate(group) if f.name == name)
+        marginal = terms.weigh(sum_out(weights[own], group[own].sums - {dim}))
+        probs = marginal.movedim(dim, -1)
+    known = batch.present(name)
+    prior = _prior(terms.sites[name]["fn"], support, rows)
+    if probs is None:
+        probs = prior
+    else:
+        probs = probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(rows, -1)
+        counts = plan.counts(name, batch)
+        if counts is not True:
+            probs = torch.where(torch.as_tensor(counts).reshape(-1, 1), probs, prior)
+    if bool(known.any()):
+        value = batch[name].to(support.dtype)
+        event = tuple(range(2, 2 + len(site.event_shape)))
+        equal = value.unsqueeze(1) == support.reshape(1, len(support), *site.event_shape)
+        certain = equal.all(event) if event else equal
+        probs = torch.where(known.unsqueeze(-1), certain.to(probs.dtype), probs)
+    return probs
+
+
+def _prior(fn: Any, support: Tensor, rows: int) -> Tensor:
+    """The prior of a finite site, averaged over whatever it depends on."""
+    plain = getattr(fn, "proposal_log_prob", fn.log_prob)
+    value = support.reshape(len(support), *[1] * len(fn.batch_shape), *fn.event_shape)
+    probs = plain(value).exp().movedim(0, -1)
+    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(rows, -1)
+
+
+# ---- draws -------------------------------------------------------------------------------------------
+
+
+class _Fix(Messenger):
+    """Give latent sites their drawn values, and inner sites their known ones."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def _draw(
+    p: Observed, q: Observed, batch: Batch, plan: Plan, num_samples: int
+) -> dict[str, tuple[Tensor, Any]]:
+    """Draws of all sites and the distributions they came from; batch shape ``(samples, *plates)``."""
+    nesting = max(plan.program.nesting, plan.guide.nesting if plan.guide else 0)
+    particles = pyro.plate("num_particles_vectorized", num_samples, dim=-1 - nesting)
+    guide_trace = poutine.trace(particles(q)).get_trace(batch)
+    drawn = {n: s["value"] for n, s in _sites(guide_trace).items() if n in plan.program.sites}
+    fns = {n: s["fn"] for n, s in _sites(guide_trace).items()}
+    if plan.summed:
+        program = particles(EnumMessenger(-2 - nesting)(p))
+        trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
+        objective = EnumELBO(num_samples, kl="sampled")
+        terms = objective._take_apart(plan, _sites(trace), _sites(guide_trace), len(batch))
+        drawn |= _draw_summed(terms, nesting)
+    for name in plan.observed:  # inner sites keep what is known; leaves are generated anew
+        site = plan.program.sites[name]
+        if plan.roles[name] == "given" and not _leaf(plan, name):
+            drawn[name] = site.to_plates(batch[name], len(site.event_shape)).to(site.dtype)
+    for name in list(drawn):
+        if plan.roles.get(name) in ("given", "masked", "pruned") and _leaf(plan, name):
+            del drawn[name]
+    with _Fix(drawn):
+        trace = poutine.trace(particles(p.module)).get_trace(batch)
+    found = {}
+    for name, site in _sites(trace).items():
+        if plan.program.sites[name].kind == "sample":
+            found[name] = (site["value"], fns.get(name, site["fn"]) if name in drawn else site["fn"])
+    return found
+
+
+def _draw_summed(terms: Terms, nesting: int) -> dict[str, Tensor]:
+    """Draw the summed sites one after the other, each from its exact conditional."""
+    drawn: dict[str, Tensor] = {}
+    sites = terms.sites
+    for group in terms.groups:
+        left = list(group)
+        for factor in group:
+            dim = next((d for d, n in terms.names.items() if n == factor.name), None)
+            if dim is None:
+                continue
+            _, weights = expectations(left, terms.sums, terms.plates)
+            own = next(i for i, f in enumerate(left) if f.name == factor.name)
+            weight = sum_out(weights[own], left[own].sums - {dim})
+            if -dim > weight.dim():  # a single value
+                weight = weight.unsqueeze(0)
+            index = dist.Categorical(probs=weight.movedim(dim, -1)).sample().unsqueeze(-1)
+            index = index.movedim(-1, dim)
+            event_dim = sites[factor.name]["fn"].event_dim
+            value = _take(sites[factor.name]["value"], index, dim, event_dim)
+            drawn[factor.name] = value.reshape(value.shape[value.dim() - 1 - nesting - event_dim :])
+            left = [
+                Factor(f.name, _take(f.value, index, dim, 0), f.plates, f.sums - {dim})
+                if dim in f.sums
+                else f
+                for f in left
+            ]
+    return drawn
+
+
+def _take(value: Tensor, index: Tensor, dim: int, event_dim: int) -> Tensor:
+    """The entries of an enumerated tensor at an index over one of its dimensions."""
+    index = index.reshape(index.shape + (1,) * event_dim)
+    dim = dim - event_dim
+    if -dim > value.dim() or value.shape[dim] == 1:
+        return value
+    width = max(value.dim(), index.dim())
+    value = value.reshape((1,) * (width - value.dim()) + value.shape)
+    index = index.reshape((1,) * (width - index.dim()) + index.shape)
+    shape = [max(a, b) for a, b in zip(value.shape, index.shape, strict=True)]
+    shape[dim] = value.shape[dim]
+    value = value.expand(shape)
+    shape[dim] = 1
+    return value.take_along_dim(index.expand(shape), dim)
+
+
+def _mean(values: Tensor, fn: Any, role: str) -> tuple[Tensor, int]:
+    """The mean of the distribution of each draw where it has one, else the draws; its event dims."""
+    if role != "merged":
+        if isinstance(fn, dist.Categorical):
+            return fn.probs, 1
+        with contextlib.suppress(NotImplementedError):
+            return fn.mean.expand(values.shape), fn.event_dim
+    return values, fn.event_dim
+
+
+def _rows_first(site: Site, value: Tensor, event_dim: int | None = None) -> Tensor:
+    """``(samples, *plates, *event)`` to ``(samples, rows, *inner plates, *event)``."""
+    rest = len(site.event_shape) if event_dim is None else event_dim
+    event = value.shape[value.dim() - rest :] if rest else torch.Size()
+    if not site.local:
+        return value.reshape(value.shape[0], *event)
+    order = [DATA, *(plate for plate in site.dims if plate != DATA)]
+    width = value.dim() - rest
+    sources = [width + site.dims[plate] for plate in order]
+    others = [d for d in range(1, width) if d not in sources]
+    value = value.permute(0, *sources, *others, *range(width, value.dim()))
+    return value.reshape(value.shape[0], *(site.sizes[plate] for plate in order), *event)
+
+
+def _sites(trace: Any) -> dict[str, Any]:
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    }
