@@ -27,7 +27,7 @@ from pyrozoo.zoo import networks
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from .inputs import Inputs, first_dtype, graph_of, local_site
+from pyrozoo.guides.inputs import Inputs, first_dtype, graph_of, local_site
 
 Drawn = dict[str, Tensor]
 

@@ -1,7 +1,27 @@
 """Inference: batches, observing, objectives, fitting, posteriors, metrics, reports."""
 
-from .batch import Batch
-from .elbo import EnumELBO
-from .observing import Observed, observe, pair, register
+from pyrozoo.inference import metrics, schedules
+from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.fit import Result, evaluate, fit
+from pyrozoo.inference.observing import Observed, observe, pair, register
+from pyrozoo.inference.posterior import posterior, predict, responsibilities
+from pyrozoo.inference.subsets import SubsetELBO
 
-__all__ = ["Batch", "EnumELBO", "Observed", "observe", "pair", "register"]
+__all__ = [
+    "Batch",
+    "EnumELBO",
+    "Observed",
+    "Result",
+    "SubsetELBO",
+    "evaluate",
+    "fit",
+    "metrics",
+    "observe",
+    "pair",
+    "posterior",
+    "predict",
+    "register",
+    "responsibilities",
+    "schedules",
+]

@@ -8,14 +8,15 @@ a boolean mask of what is present.  It is the single argument of every program a
     batch["x"]            # (rows, 784)
     batch.present("y")    # (rows,) boolean
 
-Conventions: a missing key, ``None`` and an all-false mask all mean "not observed".  Values under a
-mask are overwritten with zeros, so that nobody can come to depend on them.  ``uint8`` arrays with an
+Conventions: a missing key, ``None`` and an all-false mask all mean "not observed"; a mask that is the
+same for all entries of a row is a mask of rows.  Values under a mask are overwritten with zeros, so that
+nobody can come to depend on them.  ``uint8`` arrays with an
 event (images) are read as pixels, ``x / 255``, when they are asked for and stored as bytes until then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -58,7 +59,9 @@ class Batch:
         """
         if isinstance(data, Batch):
             return data
-        if isinstance(data, int):
+        if isinstance(data, int) and not isinstance(data, bool):
+            if data < 0:
+                raise ValueError(f"a batch has at least 0 rows, got {data}")
             return Batch({}, {}, data)
         if not isinstance(data, Mapping):
             raise TypeError(
@@ -108,7 +111,7 @@ class Batch:
     @overload
     def __getitem__(self, key: str) -> Tensor: ...
     @overload
-    def __getitem__(self, key: slice | Tensor | np.ndarray[Any, Any]) -> Batch: ...
+    def __getitem__(self, key: slice | Sequence[int] | Tensor | np.ndarray[Any, Any]) -> Batch: ...
     def __getitem__(self, key: Any) -> Any:
         """The value of a site, ``(rows, *)``, or the batch of some rows (slice, mask or indices)."""
         if isinstance(key, str):
@@ -116,23 +119,31 @@ class Batch:
                 known = ", ".join(self._values) or "nothing"
                 raise KeyError(f"{key!r} is not observed in this batch (observed: {known})")
             return self._value(key)
-        if isinstance(key, np.ndarray):
-            key = torch.from_numpy(key)
-        if isinstance(key, Tensor):
-            key = key.to(self.device)
-            rows = int(key.sum()) if key.dtype == torch.bool else len(key)
-        elif isinstance(key, slice):
+        if isinstance(key, slice):
             rows = len(range(*key.indices(self._rows)))
         else:
-            raise TypeError(
-                f"index a batch by a site name, slice or index tensor, not {type(key).__name__}"
-            )
+            key = self._index(key)
+            rows = int(key.sum()) if key.dtype == torch.bool else len(key)
         return Batch(
             {name: value[key] for name, value in self._values.items()},
             {name: known[key] for name, known in self._present.items()},
             rows,
             self._dtype,
         )
+
+    def _index(self, key: Any) -> Tensor:
+        if isinstance(key, np.ndarray):
+            key = torch.from_numpy(np.array(key))
+        elif isinstance(key, list | tuple | range):
+            key = torch.tensor(key, dtype=None if len(key) else torch.long)
+        if not isinstance(key, Tensor) or key.is_floating_point() or key.dim() != 1:
+            raise TypeError(
+                "index a batch by a site name, a slice, a boolean mask or a vector of row numbers, not"
+                f" {type(key).__name__} {key!r}"
+            )
+        if key.dtype == torch.bool and len(key) != self._rows:
+            raise IndexError(f"a mask of {len(key)} rows does not fit a batch of {self._rows}")
+        return key.to(self.device, None if key.dtype == torch.bool else torch.long)
 
     def _value(self, name: str) -> Tensor:
         value = self._values[name]
@@ -162,11 +173,25 @@ class Batch:
         )
 
     def hide(self, name: str, present: Tensor) -> Batch:
-        """The same batch with a site known only where ``present``, ``(rows,)``, is true as well."""
-        known = self.present(name)
-        mask = present.reshape(present.shape + (1,) * (known.dim() - present.dim())) & known
-        values = {**self._values, name: _fill(self._values[name], mask)}
-        return Batch(values, {**self._present, name: mask}, self._rows, self._dtype)
+        """The same batch with a site known only where ``present`` is true as well.
+
+        The mask, ``(rows,)`` or with entries of the event, stays one even if it is all true or false.
+        """
+        known, value = self.present(name), self._values[name]
+        if present.dtype != torch.bool or present.shape != value.shape[: present.dim()]:
+            raise ValueError(
+                f"{name!r}: expected a boolean mask of shape ({self._rows},), or with entries of"
+                f" {tuple(value.shape)}, got {tuple(present.shape)} {present.dtype}"
+            )
+        present = present.to(value.device)
+        rank = max(known.dim(), present.dim())
+        mask = _pad(present, rank) & _pad(known, rank)
+        return Batch(
+            {**self._values, name: _fill(value, mask)},
+            {**self._present, name: mask},
+            self._rows,
+            self._dtype,
+        )
 
     def full(self, name: str) -> Batch:
         """The same batch with a site declared known in every row (rows of one pattern)."""
@@ -176,6 +201,8 @@ class Batch:
     def patterns(self, names: Iterable[str]) -> list[tuple[Tensor, tuple[str, ...]]]:
         """Rows grouped by which of the names they know: a list of (row indices, known names)."""
         names = tuple(names)
+        if not names:
+            return [(torch.arange(self._rows, device=self.device), ())]
         known = torch.stack([self.present(n).reshape(self._rows, -1).all(1) for n in names], -1)
         code = (known * (2 ** torch.arange(len(names), device=known.device))).sum(-1)
         groups = []
@@ -214,10 +241,14 @@ def _missing(known: Tensor) -> str:
     return f"{int((~known).sum())} of {known.numel()} missing"
 
 
+def _pad(mask: Tensor, rank: int) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (rank - mask.dim()))
+
+
 def _fill(value: Tensor, present: Tensor) -> Tensor:
     """Zeros wherever a value is not present; ``present`` covers leading dimensions of ``value``."""
-    mask = present.reshape(present.shape + (1,) * (value.dim() - present.dim()))
-    return torch.where(mask, value, torch.zeros((), dtype=value.dtype, device=value.device))
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    return torch.where(_pad(present, value.dim()), value, zero)
 
 
 def _canonical(name: str, given: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -227,7 +258,7 @@ def _canonical(name: str, given: Any) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     if isinstance(given, np.ma.MaskedArray):
         known = torch.from_numpy(~np.ma.getmaskarray(given))
-        given = given.filled(0)
+        given = np.ma.getdata(given)
     elif isinstance(given, tuple):
         if len(given) != 2:
             raise TypeError(f"{name!r}: a tuple is (value, present), got {len(given)} parts")
@@ -238,6 +269,10 @@ def _canonical(name: str, given: Any) -> tuple[Tensor | None, Tensor | None]:
     value = _tensor(name, given)
     if value.dim() == 0:
         raise ValueError(f"{name!r}: values have the rows first, got a scalar")
+    if value.dtype == torch.bool:
+        value = value.to(torch.get_default_dtype())
+    elif not value.is_floating_point() and not _is_pixels(value):
+        value = value.long()
     if known is not None:
         known = known.to(value.device)
         if known.dim() == 0 or known.shape != value.shape[: known.dim()]:
@@ -245,30 +280,35 @@ def _canonical(name: str, given: Any) -> tuple[Tensor | None, Tensor | None]:
                 f"{name!r}: the mask has shape {tuple(known.shape)}, but the values {tuple(value.shape)};"
                 " it needs one entry per row or per entry"
             )
+        flat = known.reshape(len(known), -1) if known.numel() else known
+        if known.numel() and bool((flat == flat[:, :1]).all()):
+            known = flat[:, 0]  # whole rows are missing
         value = _fill(value, known)
     if value.is_floating_point():
         _check_finite(name, value)
-    if _is_pixels(value) and value.numel() and known is None and int(value.max()) <= 1:
+    _check_pixels(name, value, known)
+    return value, known
+
+
+def _check_pixels(name: str, value: Tensor, known: Tensor | None) -> None:
+    some = known is None or bool(known.any())
+    if _is_pixels(value) and value.numel() and some and int(value.max()) <= 1:
         raise ValueError(
             f"{name!r}: uint8 arrays are read as pixels 0..255, but the largest value is"
             f" {int(value.max())}; pass booleans for yes/no, or floats that are used as they are"
         )
-    if value.dtype == torch.bool:
-        value = value.to(torch.get_default_dtype())
-    elif not value.is_floating_point() and not _is_pixels(value):
-        value = value.long()
-    return value, known
 
 
 def _check_finite(name: str, value: Tensor) -> None:
-    finite = torch.isfinite(value)
-    if bool(finite.all()):
+    bad = ~torch.isfinite(value)
+    count = int(bad.sum())
+    if not count:
         return
-    bad = ~finite
-    kind = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+    nan = int(torch.isnan(value).sum())
+    kind = "NaN" if nan == count else "NaN or infinite" if nan else "infinite"
     rows = int(bad.reshape(len(value), -1).any(1).sum())
     raise ValueError(
-        f"{name!r}: {int(bad.sum())} {kind} entries in {rows} of {len(value)} rows; say what is missing"
+        f"{name!r}: {count} {kind} entries in {rows} of {len(value)} rows; say what is missing"
         " with a pair (value, present) or a numpy masked array"
     )
 
@@ -287,8 +327,11 @@ def _tensor(name: str, given: Any) -> Tensor:
         raise TypeError(f"{name!r}: cannot read an array of type {given.dtype}")
     if given.dtype.kind == "u" and given.dtype.itemsize > 1:
         given = given.astype(np.int64)
-    if not given.dtype.isnative or not given.flags.writeable or any(s < 0 for s in given.strides):
-        given = given.astype(given.dtype.newbyteorder("="), copy=True)
+    elif given.dtype.kind == "f" and given.dtype.itemsize > 8:
+        given = given.astype(np.float64)
+    odd = any(s < 0 or s % given.dtype.itemsize for s in given.strides)
+    if odd or not given.dtype.isnative or not given.flags.writeable:  # torch refuses, or warns
+        given = np.array(given, dtype=given.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(given)
 
 

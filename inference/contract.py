@@ -1,11 +1,12 @@
 """Exact sums over discrete sites.
 
 All factors that touch a site are added first and one ``logsumexp`` is taken.  (Contracting them in
-pairs, each shifted by its own maximum, loses value and gradient in float32 as soon as two pairs prefer
-different values by more than about 16 nats; ``tests/upstream`` has a reproduction.)
+pairs, each shifted by its own maximum, loses value and gradient in float32 as soon as two pairs
+prefer different values by more than about 16 nats; ``tests/upstream`` has a reproduction.)
 
-A factor is a log-density with negative dimensions aligned to the plates; enumeration dimensions lie to
-the left of all plates.  Reduced dimensions are kept with size one, so that alignment never changes.
+A factor is a log-density with negative dimensions aligned to the plates; enumeration dimensions lie
+to the left of all plates.  Reduced dimensions are kept with size one, so that alignment never
+changes.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def contract(factors: Sequence[Factor], sites: dict[int, Dims], target: Dims) ->
         factors: connected factors, see :func:`components`.
         sites: the plates of each enumerated dimension.
         target: the plates that remain; inner plates are multiplied out.
+
+    Raises:
+        NotImplementedError: plates cross, so that no sum can be done before a product over a plate.
     """
     work = list(factors)
     while left := {d for f in work for d in f.sums}:
@@ -67,6 +71,7 @@ def contract(factors: Sequence[Factor], sites: dict[int, Dims], target: Dims) ->
             key=lambda d: len(frozenset().union(*(f.sums for f in work if d in f.sums))),
         )
         touching = [f for f in work if best in f.sums]
+        _check_nesting(touching, best, sites)
         work = [f for f in work if best not in f.sums]
         total = add(sum_out(f.value, f.plates - sites[best]) for f in touching)
         value = total.logsumexp(best, keepdim=True) if -best <= total.dim() else total
@@ -75,13 +80,23 @@ def contract(factors: Sequence[Factor], sites: dict[int, Dims], target: Dims) ->
     return add(sum_out(f.value, f.plates - target) for f in work)
 
 
+def _check_nesting(factors: Sequence[Factor], dim: int, sites: dict[int, Dims]) -> None:
+    for factor in factors:
+        inner = factor.plates - sites[dim]  # multiplied out before the sum over ``dim``
+        if any(sites[other] & inner for other in factor.sums - {dim}):
+            raise NotImplementedError(
+                f"site {factor.name!r} joins summed sites of plates that cross: these sums"
+                " cannot be taken one after the other"
+            )
+
+
 def expectations(
     factors: Sequence[Factor], sites: dict[int, Dims], target: Dims
 ) -> tuple[Tensor, list[Tensor]]:
     """The contraction, and for each factor its marginal weights under the exact responsibilities.
 
-    The weights are the derivatives of the contraction by the factors: tensors of the factors' shapes,
-    non-negative, that sum to one over the enumerated dimensions of the factor.
+    The weights are the derivatives of the contraction by the factors: tensors of the factors'
+    shapes, non-negative, that sum to one over the enumerated dimensions of the factor.
     """
     build = torch.is_grad_enabled()
     sizes = {
@@ -93,10 +108,8 @@ def expectations(
     with torch.enable_grad():
         values = [f.value if f.value.requires_grad else f.value.detach().clone() for f in factors]
         leaves = [v if v.requires_grad else v.requires_grad_() for v in values]
-        # A fresh node for every factor: the derivative by it, and not by what it shares with others.
-        fresh = [
-            _full(v, f.plates, sizes) * 1 for f, v in zip(factors, leaves, strict=True)
-        ]
+        # A fresh node for every factor: its derivative is not that of what it shares with others.
+        fresh = [_full(v, f.plates, sizes) * 1 for f, v in zip(factors, leaves, strict=True)]
         replaced = [
             Factor(f.name, v, f.plates, f.sums) for f, v in zip(factors, fresh, strict=True)
         ]
@@ -127,5 +140,5 @@ def add(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def spread(value: Tensor, weights: Tensor) -> Tensor:
-    """Weights times values, zero where the weight is zero even if the value is infinite."""
-    return torch.where(weights > 0, weights * value, torch.zeros((), dtype=value.dtype))
+    """Weights times values; zero, with a finite gradient, where the weight is zero."""
+    return weights * torch.where(weights > 0, value, value.new_zeros(()))

@@ -22,13 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from . import checkpoint
-from .batch import Batch, Data
-from .elbo import EnumELBO
-from .modes import evaluating
-from .observing import Net, check_values
-from .posterior import posterior, predict, responsibilities
-from .schedules import Schedule
+from pyrozoo.inference import checkpoint
+from pyrozoo.inference.batch import Batch, Data
+from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.modes import evaluating
+from pyrozoo.inference.observing import Net
+from pyrozoo.inference.plan import check_values
+from pyrozoo.inference.posterior import posterior, predict, responsibilities
+from pyrozoo.inference.schedules import Schedule
 
 Record = dict[str, float]
 

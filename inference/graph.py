@@ -8,6 +8,8 @@ state: looking at a program changes nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +17,12 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import Delta, Unit
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from pyrozoo.inference.batch import Batch
 from torch import Tensor, nn
-
-from .batch import Batch
 
 DATA = "data"  # the name of the plate over the rows of a batch
 
@@ -61,6 +62,11 @@ class Site:
         return not self.fn.support.is_discrete
 
     @property
+    def fixed(self) -> bool:
+        """Whether the program computes its value (a ``Delta``), so that nobody has to propose it."""
+        return isinstance(innermost(self.fn), Delta)
+
+    @property
     def event_shape(self) -> torch.Size:
         """Shape of one draw, without plates."""
         return torch.Size(self.fn.event_shape)
@@ -72,16 +78,18 @@ class Site:
         return torch.Size(inner) + self.event_shape
 
     def to_plates(self, value: Tensor, event_dim: int) -> Tensor:
-        """Bring ``(rows, *inner plates, *event)`` into the order of the plates' dimensions."""
+        """Bring ``(rows, *inner plates, *event)`` into the order of the plates' dimensions.
+
+        Inner plates are in the order in which the program enters them; those at the end may be left
+        out, as in a mask per row.
+        """
         order = [DATA, *(plate for plate in self.dims if plate != DATA)]
-        width = max(-dim for dim in self.dims.values())
-        lead = len(order)
-        event = value.shape[value.dim() - event_dim :] if event_dim else torch.Size()
-        if value.dim() - event_dim == 1 < lead:  # a mask per row serves all inner plates
-            value = value.reshape(value.shape[:1] + (1,) * (lead - 1) + event)
+        lead, split = len(order), value.dim() - event_dim
+        event = value.shape[split:]
+        value = value.reshape(value.shape[:split] + (1,) * (lead - split) + event)
         perm = sorted(range(lead), key=lambda i: self.dims[order[i]])
         value = value.permute(*perm, *range(lead, lead + event_dim))
-        shape = [1] * width
+        shape = [1] * max(-dim for dim in self.dims.values())
         for position, i in enumerate(perm):
             shape[self.dims[order[i]]] = value.shape[position]
         return value.reshape(*shape, *event)
@@ -141,11 +149,35 @@ def _kind(msg: Any) -> str:
     return "sample"
 
 
+def innermost(fn: Any) -> Any:
+    """A distribution without masks, expansions and reinterpreted dimensions around it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def modules_of(net: Any, depth: int = 4) -> list[nn.Module]:
+    """The modules in a module, a bound method, a partial (what handlers return) or a closure."""
+    if isinstance(net, nn.Module):
+        return [net]
+    if isinstance(net, functools.partial):
+        inside = [net.func, *net.args, *net.keywords.values()]
+    elif inspect.ismethod(net):
+        inside = [net.__self__]
+    elif inspect.isfunction(net):
+        inside = list(inspect.getclosurevars(net).nonlocals.values())
+    else:
+        inside = []
+    found = {id(m): m for x in inside if callable(x) and depth for m in modules_of(x, depth - 1)}
+    return list(found.values())
+
+
 @contextlib.contextmanager
 def undisturbed(*nets: Any) -> Iterator[None]:
     """Run in evaluation mode on a copy of the random state; restore every flag afterwards."""
-    modules = [m for net in nets if isinstance(net, nn.Module) for m in net.modules()]
-    training = [m for m in modules if m.training]
+    training = [
+        m for net in nets for inside in modules_of(net) for m in inside.modules() if m.training
+    ]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         for m in training:

@@ -1,17 +1,16 @@
 """Distributions of sites that are known in part.
 
 ``merge`` keeps one site under its own name: where the value is known every draw, and every enumerated
-value, equals it; elsewhere the site is as it was.  For a site that is summed over K values the density
-of a known row is lowered by log K, so that K equal terms add up to one; a proposal's is -log K, the
-weight of each of them.  The sum over the site is then exact in known and unknown rows alike, and so is
-its gradient.
+value, equals it; elsewhere the site is as it was.  While a site is summed over K values the density of
+a known row is lowered by log K, so that K equal terms add up to one; a proposal's is -log K, the weight
+of each of them.  The sum over the site is then exact in known and unknown rows alike, and so is its
+gradient.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +20,15 @@ from torch import Tensor
 
 
 class _Merged:
-    """Mixed into a distribution's class; instances carry ``_known`` and ``_is_known``."""
+    """Mixed into the class of a distribution, see :func:`merge`.
 
+    What is known belongs to the class, which is made anew by every merge: Pyro rebuilds distributions
+    as ``type(fn)(logits=...)``, and draws from those have to equal the known values as well.
+    """
+
+    _copies = 1  # how many equal values the site is summed over
     _known: Tensor  # values, broadcastable to batch_shape + event_shape
-    _is_known: Tensor  # the same without, or with, the event
+    _is_known: Tensor  # over batch_shape or, if entrywise, with the event
     _is_proposal: bool
     _entrywise: bool
 
@@ -49,33 +53,16 @@ class _Merged:
         return merged.reshape(merged.shape[:1] + (1,) * missing + merged.shape[1:])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self._shift(super().log_prob(value))  # type: ignore[misc]
-
-    def _shift(self, density: Tensor) -> Tensor:
+        density = super().log_prob(value)  # type: ignore[misc]
         if self._entrywise:
             return density
-        if self.has_enumerate_support:  # type: ignore[attr-defined]
-            log_k = math.log(len(super().enumerate_support(expand=False)))  # type: ignore[misc]
-            known = torch.full_like(density, -log_k) if self._is_proposal else density - log_k
-        else:
-            known = torch.zeros_like(density) if self._is_proposal else density
+        log_k = math.log(self._copies)
+        known = torch.full_like(density, -log_k) if self._is_proposal else density - log_k
         return torch.where(self._is_known, known, density)
 
     def proposal_log_prob(self, value: Tensor) -> Tensor:
         """The density that the site had before it was merged."""
         return super().log_prob(value)  # type: ignore[misc]
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = super().expand(batch_shape, _instance)  # type: ignore[misc]
-        for key in ("_known", "_is_known", "_is_proposal", "_entrywise"):
-            setattr(new, key, getattr(self, key))
-        return new
-
-
-@cache
-def _merged_class(cls: type) -> type:
-    # A subclass with the constructor of its parent: code that rebuilds `type(fn)(logits=...)` works.
-    return type(cls.__name__, (_Merged, cls), {"__module__": cls.__module__})
 
 
 def merge(fn: Any, value: Tensor, known: Tensor, *, proposal: bool, entrywise: bool = False) -> Any:
@@ -90,10 +77,21 @@ def merge(fn: Any, value: Tensor, known: Tensor, *, proposal: bool, entrywise: b
     if entrywise and proposal:
         fn = observed_entries(fn, ~known, "the guide")
     new = copy.copy(fn)
-    new.__class__ = _merged_class(type(fn))
-    new._known, new._is_known = value, known
-    new._is_proposal, new._entrywise = proposal, entrywise
+    state = {
+        "__module__": type(fn).__module__,
+        "_known": value,
+        "_is_known": known,
+        "_is_proposal": proposal,
+        "_entrywise": entrywise,
+    }
+    new.__class__ = type(type(fn).__name__, (_Merged, type(fn)), state)
     return new
+
+
+def mark_enumerated(fn: Any) -> None:
+    """Say that the values of a site are enumerated; changes nothing unless ``fn`` is merged."""
+    if isinstance(fn, _Merged):
+        fn._copies = len(fn.enumerate_support(expand=False))  # type: ignore[attr-defined]
 
 
 def observed_entries(fn: Any, present: Tensor, where: str) -> Any:

@@ -17,15 +17,16 @@ import pyro.poutine as poutine
 import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .batch import Batch, Data
-from .contract import Factor, expectations, sum_out
-from .elbo import EnumELBO, Terms
-from .graph import DATA, Site
-from .modes import evaluating
-from .observing import Net, Observed, Plan
+from pyrozoo.inference.batch import Batch, Data
+from pyrozoo.inference.contract import Factor, expectations, sum_out
+from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.graph import DATA, Site
+from pyrozoo.inference.modes import evaluating
+from pyrozoo.inference.observing import Net, Observed
+from pyrozoo.inference.plan import Plan
+from pyrozoo.inference.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
 
 
 def responsibilities(
@@ -221,32 +222,43 @@ def _prior(fn: Any, support: Tensor, rows: int) -> Tensor:
 
 
 class _Fix(Messenger):
-    """Give latent sites their drawn values, and inner sites their known ones."""
+    """Give latent sites their drawn values, and inner sites their known ones.
 
-    def __init__(self, values: dict[str, Tensor]) -> None:
+    In rows where a site does not count, where neither it nor what depends on it is observed, its
+    posterior is its prior given its parents, and it is drawn from that.
+    """
+
+    def __init__(self, values: dict[str, Tensor], plan: Plan, batch: Batch) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.plan, self.batch = values, plan, batch
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+        name = msg["name"]
+        if name not in self.values:
+            return
+        value, counts = self.values[name], self.plan.counts(name, self.batch)
+        if counts is not True:
+            counts = torch.as_tensor(counts, device=value.device)
+            counts = counts.reshape(counts.shape + (1,) * msg["fn"].event_dim)
+            value = torch.where(counts, value, msg["fn"].sample())
+        msg["value"], msg["done"] = value, True
 
 
 def _draw(
     p: Observed, q: Observed, batch: Batch, plan: Plan, num_samples: int
 ) -> dict[str, tuple[Tensor, Any]]:
     """Draws of all sites and the distributions they came from; batch shape ``(samples, *plates)``."""
-    nesting = max(plan.program.nesting, plan.guide.nesting if plan.guide else 0)
-    particles = pyro.plate("num_particles_vectorized", num_samples, dim=-1 - nesting)
+    depth = nesting(plan)
+    particles = pyro.plate(PARTICLES, num_samples, dim=-1 - depth)
     guide_trace = poutine.trace(particles(q)).get_trace(batch)
-    drawn = {n: s["value"] for n, s in _sites(guide_trace).items() if n in plan.program.sites}
-    fns = {n: s["fn"] for n, s in _sites(guide_trace).items()}
+    drawn = {n: s["value"] for n, s in sample_sites(guide_trace).items() if n in plan.program.sites}
+    fns = {n: s["fn"] for n, s in sample_sites(guide_trace).items()}
     if plan.summed:
-        program = particles(EnumMessenger(-2 - nesting)(p))
+        program = particles(EnumMessenger(-2 - depth)(p))
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
-        objective = EnumELBO(num_samples, kl="sampled")
-        terms = objective._take_apart(plan, _sites(trace), _sites(guide_trace), len(batch))
-        drawn |= _draw_summed(terms, nesting)
+        sites, proposed = sample_sites(trace), sample_sites(guide_trace)
+        terms = take_apart(plan, sites, proposed, len(batch), num_samples)
+        drawn |= _draw_summed(terms, depth)
     for name in plan.observed:  # inner sites keep what is known; leaves are generated anew
         site = plan.program.sites[name]
         if plan.roles[name] == "given" and not _leaf(plan, name):
@@ -254,16 +266,17 @@ def _draw(
     for name in list(drawn):
         if plan.roles.get(name) in ("given", "masked", "pruned") and _leaf(plan, name):
             del drawn[name]
-    with _Fix(drawn):
+    with _Fix(drawn, plan, batch):
         trace = poutine.trace(particles(p.module)).get_trace(batch)
     found = {}
-    for name, site in _sites(trace).items():
+    for name, site in sample_sites(trace).items():
         if plan.program.sites[name].kind == "sample":
-            found[name] = (site["value"], fns.get(name, site["fn"]) if name in drawn else site["fn"])
+            value = site["value"].expand(site["fn"].batch_shape + site["fn"].event_shape)
+            found[name] = (value, fns.get(name, site["fn"]) if name in drawn else site["fn"])
     return found
 
 
-def _draw_summed(terms: Terms, nesting: int) -> dict[str, Tensor]:
+def _draw_summed(terms: Terms, depth: int) -> dict[str, Tensor]:
     """Draw the summed sites one after the other, each from its exact conditional."""
     drawn: dict[str, Tensor] = {}
     sites = terms.sites
@@ -282,7 +295,7 @@ def _draw_summed(terms: Terms, nesting: int) -> dict[str, Tensor]:
             index = index.movedim(-1, dim)
             event_dim = sites[factor.name]["fn"].event_dim
             value = _take(sites[factor.name]["value"], index, dim, event_dim)
-            drawn[factor.name] = value.reshape(value.shape[value.dim() - 1 - nesting - event_dim :])
+            drawn[factor.name] = value.reshape(value.shape[value.dim() - 1 - depth - event_dim :])
             left = [
                 Factor(f.name, _take(f.value, index, dim, 0), f.plates, f.sums - {dim})
                 if dim in f.sums
@@ -329,14 +342,4 @@ def _rows_first(site: Site, value: Tensor, event_dim: int | None = None) -> Tens
     sources = [width + site.dims[plate] for plate in order]
     others = [d for d in range(1, width) if d not in sources]
     value = value.permute(0, *sources, *others, *range(width, value.dim()))
-    return value.reshape(value.shape[0], *(site.sizes[plate] for plate in order), *event)
-
-
-def _sites(trace: Any) -> dict[str, Any]:
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    }
+    return value.reshape(value.shape[: 1 + len(order)] + event)

@@ -1,5 +1,5 @@
 """Programs whose rows belong to clusters."""
 
-from .vade import VaDE
+from pyrozoo.zoo.clustering.vade import VaDE
 
 __all__ = ["VaDE"]

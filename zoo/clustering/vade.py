@@ -30,10 +30,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyrozoo.inference import Batch
+from pyrozoo.guides import Mean
+from pyrozoo.inference import Batch, EnumELBO, fit, predict
+from pyrozoo.zoo.baselines import gmm
 from pyrozoo.zoo.networks import Decoder, inverse_positive_scale, positive_scale
 from torch import Tensor, nn
 
@@ -85,3 +88,46 @@ class VaDE(nn.Module):
         scales = torch.as_tensor(scales).clamp_min(floor)
         raw = [[inverse_positive_scale(s) for s in row] for row in scales.tolist()]
         self.raw_scale.copy_(torch.tensor(raw))
+
+
+def start_mixture(
+    program: VaDE,
+    guide: Any,
+    data: Batch,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    covariance: str = "full",
+    num_starts: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+) -> None:
+    """Pretrain as an autoencoder, then put the mixture on its codes; labels are not looked at.
+
+    The autoencoder is the pair itself with a noiseless guide and only the likelihood in the
+    objective.  The mixture is the most likely of ``num_starts`` Gaussian mixtures fitted by EM from
+    k-means; of a full-covariance mixture the components' own variances are taken.
+
+    Args:
+        program, guide: trained in place.
+        data: with x; only x is used.
+        epochs, batch_size, lr: of the autoencoder.
+        covariance: ``"full"`` or ``"diag"``, of the mixture on the codes.
+        num_starts: mixtures from which the most likely is taken.
+        seed: of all of it.
+        progress: show a progress bar.
+    """
+    only_x = data.drop(*(name for name in data.names if name != "x"))
+    reconstruction = EnumELBO(weights={"y": 0.0, "z": 0.0})
+    fit(
+        program, Mean(guide), only_x, objective=reconstruction, epochs=epochs,
+        batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
+    )  # fmt: skip
+    codes = predict(program, Mean(guide), only_x, "z", num_samples=1).double().numpy()
+    mixture = gmm(codes, len(program.logits), seed, covariance, num_starts)
+    share = mixture.predict_proba(codes)
+    weights = share.mean(0)
+    means = share.T @ codes / share.sum(0)[:, None]
+    scales = np.sqrt(share.T @ codes**2 / share.sum(0)[:, None] - means**2)
+    program.set_mixture(weights, means, scales)

@@ -1,5 +1,5 @@
 """Programs with several modalities, any of which may be missing."""
 
-from .mvae import MVAE
+from pyrozoo.zoo.multimodal.mvae import MVAE
 
 __all__ = ["MVAE"]

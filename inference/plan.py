@@ -1,0 +1,325 @@
+"""The plan: what happens to every site of a program under one observation pattern.
+
+=========== =====================================================================================
+role        treatment
+=========== =====================================================================================
+given       observed in every row
+masked      a leaf known in some rows or entries: the others are marginalised, that is, left out
+merged      has children and is known in part: fixed where known, summed or proposed elsewhere
+summed      finite, unknown and not proposed: enumerated, one dimension
+proposed    drawn by the guide
+fixed       a ``Delta``: computed by the program
+pruned      neither it nor anything that depends on it is observed: it drops out
+own         the program itself observes it (``obs=`` or ``poutine.condition``)
+free        not observed, no guide at hand (for sampling and MCMC)
+=========== =====================================================================================
+
+A site *counts* in a row if it, or something that depends on it, is observed there; elsewhere it is
+masked in program and guide.  This is exact when data are missing at random.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.graph import DATA, Graph, Site, innermost
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to every site under one observation pattern (see the table of the module)."""
+
+    program: Graph
+    guide: Graph | None
+    roles: dict[str, str]
+    observed: tuple[str, ...]  # keys of the batch that are sites
+    inputs: tuple[str, ...]
+    cache: dict[str, Any] = field(default_factory=dict)  # for what others derive from the plan
+
+    @property
+    def proposed(self) -> frozenset[str]:
+        """Sites that the guide draws."""
+        sites = self.guide.sites.values() if self.guide else ()
+        return frozenset(s.name for s in sites if s.kind == "sample")
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Sites that are enumerated in the program."""
+        return tuple(
+            name
+            for name, role in self.roles.items()
+            if role == "summed" or (role == "merged" and self._sum(name))
+        )
+
+    def _sum(self, name: str) -> bool:
+        return name not in self.proposed and self.program.sites[name].summable
+
+    def deciders(self, name: str) -> tuple[str, ...] | None:
+        """Keys whose presence decides in which rows a site counts; None: it counts everywhere."""
+        below = self.program.descendants(name) | {name}
+        for other in below:
+            if self.program.sites[other].kind == "factor" or self.roles.get(other) == "own":
+                return None
+        return tuple(key for key in self.observed if key in below)
+
+    def counts(self, name: str, batch: Batch) -> bool | Tensor:
+        """True, False, or a mask over the plates of a site: where it, or a descendant, is observed."""
+        deciders = self.deciders(name)
+        if deciders is None:
+            return True
+        site = self.program.sites[name]
+        mask: bool | Tensor = False
+        for key in deciders:
+            if not batch.partly(key) or not site.local:
+                return True
+            mask = mask | _presence(self.program.sites[key], batch.present(key), site.dims)
+        return mask
+
+    def counts_auxiliary(self, name: str, batch: Batch) -> bool | Tensor:
+        """The same for a site of the guide alone: where a site below it in the guide is drawn.
+
+        Without any below it, the rows in which anything is observed.
+        """
+        assert self.guide is not None
+        site = self.guide.sites[name]
+        below = [n for n in self.guide.descendants(name) if n in self.roles]
+        mask: bool | Tensor = False
+        for other in below or self.roles:
+            counts = self._drawn(other, batch) if below else self.counts(other, batch)
+            if isinstance(counts, Tensor):
+                if outside := set(self.program.sites[other].dims) - set(site.dims):
+                    if below:
+                        raise ValueError(
+                            f"the guide draws {name!r} once for all of plate {outside.pop()!r}, but"
+                            f" {other!r} is not to be proposed in every row"
+                        )
+                    counts = _any(counts, self.program.sites[other], site.dims)
+            mask = counts if counts is True or mask is False else mask | counts
+            if mask is True:
+                break
+        return mask
+
+    def _drawn(self, name: str, batch: Batch) -> bool | Tensor:
+        """Where the guide's draw of a site matters: it counts and is not known."""
+        if self.roles[name] in ("given", "masked"):
+            return False
+        counts = self.counts(name, batch)
+        site, present = self.program.sites[name], batch.present(name)
+        if self.roles[name] == "merged" and present.dim() <= len(site.dims):
+            counts = ~site.to_plates(present, 0) & counts
+        return counts
+
+    def describe(self, batch: Batch, program_name: str = "program") -> list[str]:
+        """One line a site, for people: observed, masked n of N, summed over K, proposed, input."""
+        lines = []
+        for name, site in self.program.sites.items():
+            if site.kind != "sample":
+                continue
+            lines.append(f"{name}: {self._line(site, self.roles[name], batch)}")
+        for name in self.guide.sites if self.guide else ():
+            if name not in self.program.sites:
+                lines.append(f"{name}: auxiliary, drawn by the guide")
+        lines += [f"{name}: input" for name in self.inputs if name in batch]
+        return lines
+
+    def _line(self, site: Site, role: str, batch: Batch) -> str:
+        present = batch.present(site.name)
+        missing = f"{int((~present).sum()):,} of {present.numel():,}"
+        what = "rows" if present.dim() == 1 else "entries"
+        how = "proposed by the guide"
+        if site.name not in self.proposed and site.summable:
+            how = f"summed over {len(site.fn.enumerate_support(expand=False))} values"
+        elif site.summable:
+            how += f", summed over {len(site.fn.enumerate_support(expand=False))} values"
+        return {
+            "given": "observed",
+            "masked": f"observed, {missing} {what} masked",
+            "merged": f"observed, {missing} {what} {how}",
+            "summed": how,
+            "proposed": how,
+            "pruned": "not observed, nor anything that depends on it: left out",
+            "fixed": "computed by the program",
+            "own": "observed by the program itself",
+            "free": "drawn from its prior",
+        }[role]
+
+
+def _presence(site: Site, present: Tensor, dims: dict[str, int]) -> Tensor:
+    """A mask of presence over some plates: true where any entry below them is present."""
+    lead = len(site.dims)
+    if present.dim() > lead:
+        present = present.reshape(*present.shape[:lead], -1).any(-1)
+    return _any(site.to_plates(present, 0), site, dims)
+
+
+def _any(mask: Tensor, site: Site, dims: dict[str, int]) -> Tensor:
+    """Reduce a mask over the plates of a site to those of another."""
+    for plate, dim in site.dims.items():
+        if plate not in dims and -dim <= mask.dim():
+            mask = mask.any(dim, keepdim=True)
+    return mask
+
+
+def make_plan(
+    graph: Graph, guide: Graph | None, batch: Batch, inputs: tuple[str, ...], replace: tuple[str, ...]
+) -> Plan:
+    """Decide the role of every site (see the table of the module)."""
+    for key in batch.names:
+        _check_key(key, graph, inputs, batch, replace)
+    observed = tuple(key for key in batch.names if key in graph.sites)
+    roles: dict[str, str] = {}
+    plan = Plan(graph, guide, roles, observed, inputs)
+    for name, site in graph.sites.items():  # those that the program observes decide what counts
+        if site.kind == "sample" and site.own is not None and name not in observed:
+            roles[name] = "own"
+    if guide is not None:
+        _check_guide(graph, guide, roles)
+    for name, site in graph.sites.items():
+        if site.kind != "sample" or name in roles:
+            continue
+        leaf = not graph.descendants(name)
+        if name in observed:
+            roles[name] = "given" if not batch.partly(name) else "masked" if leaf else "merged"
+        elif guide is not None and plan.deciders(name) == ():
+            roles[name] = "pruned"
+        elif name in plan.proposed:
+            roles[name] = "proposed"
+        elif site.fixed:
+            roles[name] = "fixed"
+        elif site.summable:
+            roles[name] = "summed"
+        else:
+            roles[name] = "free"
+        unknown = roles[name] == "free" or (roles[name] == "merged" and not site.summable)
+        if guide is not None and unknown and name not in plan.proposed:
+            proposed = ", ".join(guide.sites) or "nothing"
+            raise ValueError(
+                f"site {name!r} ({type(site.fn).__name__}) is not observed everywhere, cannot be summed"
+                f" and is not proposed by the guide (which proposes: {proposed})"
+            )
+        if roles[name] == "merged" and batch.present(name).dim() > len(site.dims) and site.summable:
+            raise ValueError(f"site {name!r}: single entries of a summed site cannot be missing")
+    return plan
+
+
+def _check_key(
+    key: str, graph: Graph, inputs: tuple[str, ...], batch: Batch, replace: tuple[str, ...]
+) -> None:
+    site = graph.sites.get(key)
+    if site is None:
+        if key in inputs:
+            return
+        sites = [s.name for s in graph.sites.values() if s.kind == "sample"]
+        near = difflib.get_close_matches(key, [*sites, *inputs], 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{key!r} is not a site of the program (sites: {', '.join(sites)}).{hint} A value that is"
+            f" only read, not modelled, is named by inputs=[{key!r}]"
+        )
+    if site.kind != "sample":
+        raise ValueError(f"{key!r} is a {site.kind} site and cannot be observed")
+    if not site.local:
+        raise ValueError(
+            f"site {key!r} is not in plate {DATA!r}, so a batch cannot observe it; fix a global value"
+            " with pyro.poutine.condition(program, data={...})"
+        )
+    same = site.own is not None and _same(site, batch)
+    if site.own is not None and not same and key not in replace:
+        raise ValueError(
+            f"the program already observes {key!r}; drop the key, or replace its value on purpose with"
+            f" replace=[{key!r}]"
+        )
+
+
+def _same(site: Site, batch: Batch) -> bool:
+    if site.own is None or tuple(site.row_shape) != tuple(batch[site.name].shape[1:]):
+        return False
+    mine = site.to_plates(batch[site.name], len(site.event_shape))
+    return mine.numel() == site.own.numel() and bool(
+        (mine.reshape(site.own.shape) == site.own).all()
+    )
+
+
+def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str]) -> None:
+    for name, site in guide.sites.items():
+        if name not in graph.sites:
+            if not site.infer.get("is_auxiliary") and site.kind == "sample":
+                raise ValueError(
+                    f"the guide draws {name!r}, which is not a site of the program (sites:"
+                    f" {', '.join(graph.sites)}); an auxiliary site says infer={{'is_auxiliary': True}}"
+                )
+        elif graph.sites[name].event_shape != site.event_shape:
+            raise ValueError(
+                f"site {name!r} has event shape {tuple(graph.sites[name].event_shape)} in the program,"
+                f" but {tuple(site.event_shape)} in the guide"
+            )
+        elif graph.sites[name].dims != site.dims:
+            raise ValueError(
+                f"site {name!r} lies in plates {graph.sites[name].dims or 'none'} (name: dim) in the"
+                f" program, but {site.dims or 'none'} in the guide"
+            )
+        elif roles.get(name) == "own":
+            raise ValueError(f"the guide proposes {name!r}, which the program itself observes")
+
+
+def check_values(plan: Plan, batch: Batch) -> None:
+    """Check shapes, types and ranges of all observed values of a batch.
+
+    Raises:
+        ValueError: naming the site, what was expected and what came.
+    """
+    for name in plan.observed:
+        site = plan.program.sites[name]
+        value = batch[name]
+        if value.shape[1:] != site.row_shape:
+            raise ValueError(
+                f"site {name!r} has rows of shape {tuple(site.row_shape)}, got {tuple(value.shape[1:])}"
+            )
+        if value.is_floating_point() and not site.dtype.is_floating_point:
+            raise ValueError(f"site {name!r} takes integers, got {value.dtype}")
+        if innermost(site.fn)._validate_args is False:  # Bernoulli on grey pixels, for example
+            continue
+        n, support = len(site.event_shape), site.fn.support
+        aligned = site.to_plates(value.to(site.dtype), n)
+        present = batch.present(name)
+        known = site.to_plates(present, max(0, present.dim() - len(site.dims)))
+        if entries := present.dim() > len(site.dims):
+            full = known.reshape(known.shape + (1,) * (aligned.dim() - known.dim()))
+            aligned = torch.where(full, aligned, placeholder(site, support, aligned))
+        wrong = ~support.check(aligned)
+        wrong = wrong if entries else wrong & known
+        if bad := int(wrong.sum()):
+            seen = aligned.expand(wrong.shape + site.event_shape)[wrong]
+            raise ValueError(
+                f"site {name!r} takes values in {_support(support)}, but {bad} of {wrong.numel()} lie"
+                f" outside (smallest {seen.min():g}, largest {seen.max():g})"
+            )
+
+
+def _support(support: Any) -> str:
+    base = getattr(support, "base_constraint", support)
+    bounds = [getattr(base, n, None) for n in ("lower_bound", "upper_bound")]
+    if base.is_discrete and all(b is not None for b in bounds):
+        low, high = (int(torch.as_tensor(b).max()) for b in bounds)
+        return f"{low}..{high}"
+    return str(base).removesuffix("()")
+
+
+def placeholder(site: Site, support: Any, value: Tensor) -> Tensor:
+    """A valid value for entries that nobody looks at."""
+    zero = torch.zeros(site.event_shape, dtype=value.dtype, device=value.device)
+    if support is constraints.one_hot:
+        zero[..., 0] = 1
+        return zero
+    if support.is_discrete:
+        low = getattr(getattr(support, "base_constraint", support), "lower_bound", 0)
+        return zero + torch.as_tensor(low, dtype=value.dtype, device=value.device).max().detach()
+    transform = transform_to(support)
+    shape = transform.inverse_shape(site.event_shape)
+    return transform(zero.new_zeros(shape)).to(value.dtype).detach()

@@ -1,0 +1,251 @@
+"""The catalogue: the one place where program, default guide and default objective of a method meet.
+
+A maker takes a batch, for its shapes and for what is observed in it, and the method's options, and
+returns a :class:`Model`.  :func:`create` is the public way to call one::
+
+    model = zoo.create("vade", {"x": images}, num_clusters=10)
+    result = model.fit({"x": images})
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import torch
+from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
+from pyrozoo.inference import Batch, EnumELBO, Result, SubsetELBO, fit
+from pyrozoo.inference.batch import Data
+from torch import nn
+
+from pyrozoo.zoo.clustering import VaDE
+from pyrozoo.zoo.clustering.vade import start_mixture
+from pyrozoo.zoo.multimodal import MVAE
+from pyrozoo.zoo.semisupervised import M2
+
+
+@dataclass
+class Model:
+    """A method made for one data set: both halves, the objective, and how it is usually fitted.
+
+    ``start`` is what happens before the fit (pretraining), called with the data, a seed and whether to
+    show progress; ``settings`` are the defaults of :func:`pyrozoo.inference.fit` for this method.
+    """
+
+    method: str
+    program: nn.Module
+    guide: nn.Module
+    objective: EnumELBO = field(default_factory=EnumELBO)
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    start: Callable[..., None] | None = None
+
+    def fit(
+        self,
+        data: Data,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+        start: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Pretrain, where the method does, then fit: see :func:`pyrozoo.inference.fit`.
+
+        Args:
+            data: what is observed.
+            seed: of the pretraining and the fit; the networks were initialised by :func:`create`.
+            progress: show progress bars.
+            start: options of the pretraining.
+            settings: options of the fit, in place of the method's defaults.
+        """
+        batch = Batch.of(data)
+        if self.start is not None:
+            self.start(batch, seed=seed, progress=progress, **(start or {}))
+        elif start:
+            raise ValueError(f"{self.method} has no pretraining, but got {', '.join(start)}")
+        chosen = {**self.settings, **settings}
+        return fit(
+            self.program, self.guide, batch, objective=self.objective, seed=seed,
+            progress=progress, title=self.method, **chosen,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the catalogue."""
+
+    name: str
+    title: str
+    task: str
+    tier: str
+    paper: str  # a key of references.bib
+    make: Callable[..., Model]
+
+    @property
+    def doc(self) -> str:
+        """What the file of the method says of it: equations, regimes, source, deviations."""
+        module = inspect.getmodule(self.program)
+        return inspect.getdoc(module) or ""
+
+    @property
+    def program(self) -> type[nn.Module]:
+        """The class of its program."""
+        return _PROGRAMS[self.name]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options and their defaults."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def vade(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 10,
+    hidden: Sequence[int] = (500, 500, 2000),
+    likelihood: str = "bernoulli",
+    init_scale: float = 0.1,
+) -> Model:
+    """VaDE: the cluster is summed in the program, the guide is q(z | x)."""
+    program = VaDE(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood)
+    guide = Amortized(program, ["x"], hidden, init_scale=init_scale)
+
+    def start(data: Batch, **options: Any) -> None:
+        start_mixture(program, guide, data, **options)
+
+    settings = {"epochs": 100, "batch_size": 256, "lr": 1e-3, "clip": 100.0}
+    return Model("vade", program, guide, settings=settings, start=start)
+
+
+def m2(
+    batch: Batch,
+    *,
+    num_classes: int = 10,
+    latent_dim: int = 50,
+    hidden: Sequence[int] = (500,),
+    likelihood: str = "bernoulli",
+    activation: str = "softplus",
+    alpha: float = 0.1,
+) -> Model:
+    """M2: the label is summed over the guide's q(y | x); alpha weighs the classification term.
+
+    As published, a labelled row weighs alpha times the rows per labelled row.
+    """
+    program = M2(_width(batch, "x"), num_classes, latent_dim, hidden, likelihood, activation)
+    guide = Sequential(
+        Classifier(program, "y", ["x"], hidden, activation),
+        Amortized(program, ["x", "y"], hidden, activation),
+    )
+    labelled = int(batch.present("y").sum())
+    weights = {"y": alpha * len(batch) / labelled} if labelled else {}
+    objective = EnumELBO(observed_guide_weights=weights)
+    settings = {"epochs": 50, "batch_size": 200, "lr": 5e-4}
+    return Model("m2", program, guide, objective, settings=settings)
+
+
+def mvae(
+    batch: Batch,
+    *,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (512, 512),
+    likelihood: str = "bernoulli",
+    num_random: int = 0,
+) -> Model:
+    """MVAE: a product of experts over the keys ``x_*``, with the bounds of single modalities."""
+    widths = {name: _width(batch, name) for name in batch.names if name.startswith("x_")}
+    if len(widths) < 2:
+        raise ValueError(f"mvae needs two or more modalities x_<name>, got {', '.join(batch.names)}")
+    program = MVAE(widths, latent_dim, hidden, likelihood)
+    guide = ProductOfExperts(program, list(widths), hidden=hidden, activation="silu")
+    objective = SubsetELBO([[name] for name in widths], num_random=num_random)
+    settings = {"epochs": 100, "batch_size": 100, "lr": 1e-3}
+    return Model("mvae", program, guide, objective, settings=settings)
+
+
+_METHODS = {
+    m.name: m
+    for m in [
+        Method("vade", "Variational deep embedding", "clustering", "core", "jiang2017", vade),
+        Method("m2", "Class-conditional VAE, label in part", "semisupervised", "core", "kingma2014", m2),
+        Method("mvae", "Multimodal VAE, product of experts", "multimodal", "core", "wu2018", mvae),
+    ]
+}
+_PROGRAMS: dict[str, type[nn.Module]] = {"vade": VaDE, "m2": M2, "mvae": MVAE}
+
+
+def list_methods(task: str | None = None) -> list[str]:
+    """Names of all methods, or of those for a task.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    tasks = sorted({m.task for m in _METHODS.values()})
+    if task is not None and task not in tasks:
+        raise ValueError(f"no method is for {task!r}; tasks: {', '.join(tasks)}")
+    return [m.name for m in _METHODS.values() if task in (None, m.task)]
+
+
+def method(name: str) -> Method:
+    """The entry of a method.
+
+    Raises:
+        ValueError: there is no such method; the message has the nearest name.
+    """
+    if name not in _METHODS:
+        near = difflib.get_close_matches(name, _METHODS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no method is called {name!r} (methods: {', '.join(_METHODS)}){hint}")
+    return _METHODS[name]
+
+
+def create(name: str, data: Data, *, seed: int = 0, **options: Any) -> Model:
+    """Make a method for a data set: its program, its default guide and its default objective.
+
+    Args:
+        name: see :func:`list_methods`.
+        data: a dictionary of arrays by site, for the shapes and for what is observed.
+        seed: of the networks' initial parameters; the global random state is left alone.
+        options: of the method, see ``pyrozoo show NAME``.
+
+    Raises:
+        ValueError: no such method or option, or the data lack a site that it needs.
+    """
+    entry = method(name)
+    if unknown := set(options) - set(entry.options):
+        near = difflib.get_close_matches(sorted(unknown)[0], entry.options, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{name} has no option {', '.join(sorted(unknown))}"
+            f" (options: {', '.join(entry.options)}){hint}"
+        )
+    batch = Batch.of(data)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        model = entry.make(batch, **options)
+    model.options = {**entry.options, **options}
+    return model
+
+
+def citation(name: str) -> str:
+    """The BibTeX entry of a method's paper."""
+    text = (files("pyrozoo.zoo") / "references.bib").read_text()
+    entry = re.search(rf"^@\w+{{{method(name).paper},.*?^}}", text, re.MULTILINE | re.DOTALL)
+    if entry is None:
+        raise LookupError(f"references.bib has no entry {method(name).paper}")
+    return entry.group()
+
+
+def _width(batch: Batch, name: str) -> int:
+    if name not in batch:
+        raise ValueError(f"the data have no {name!r} (they have: {', '.join(batch.names) or 'none'})")
+    shape = batch[:1][name].shape[1:]
+    if len(shape) != 1:
+        raise ValueError(f"{name!r} is expected as flat rows (rows, features), got {tuple(shape)}")
+    return int(shape[0])
