@@ -8,32 +8,33 @@ Sequential           several of these, the later reading what the earlier have d
 Mean                 another guide with every Gaussian draw replaced by its mean
 ==================== ================================================================
 
-Every guide is a module with ``forward(batch)``, proposes sites under their own names, and returns the
-drawn values by name.  None knows the loss, the data set or the number of rows.
+Every guide is a module with ``forward(batch)``, proposes sites under their own names, and returns
+the drawn values by name.  None knows the loss, the data set or the number of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
-from pyrozoo.inference import Batch
-from pyrozoo.inference.graph import DATA
-from pyrozoo.zoo import networks
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from pyrozoo.guides.inputs import Inputs, first_dtype, graph_of, local_site
+from pyrozoo.inference import Batch
+from pyrozoo.inference.graph import DATA
+from pyrozoo.zoo import networks
 
 Drawn = dict[str, Tensor]
 
 
 class Part(nn.Module):
-    """A guide that can follow others in :class:`Sequential`: override ``inside`` (and ``outside``)."""
+    """A guide that can follow others in :class:`Sequential`: override ``inside`` (and
+    ``outside``)."""
 
     def outside(self) -> Drawn:
         """Draw the sites outside plate ``"data"``."""
@@ -53,9 +54,10 @@ class Part(nn.Module):
 class Amortized(Part):
     """Mean-field Gaussian: each continuous latent site is drawn given the same inputs.
 
-    ``q(z | given) = Normal(loc(given), scale(given))`` for every continuous local site of the program
-    that is not given, on the unconstrained space if its support is constrained.  Sites outside plate
-    ``"data"`` get a Gaussian of their own, with parameters in place of networks.  Finite sites are
+    ``q(z | given) = Normal(loc(given), scale(given))`` for every continuous local site of the
+    program that is not given, on the unconstrained space if its support is constrained.  Sites
+    outside plate ``"data"`` get a Gaussian of their own, with parameters in place of networks.
+    Finite sites are
     left out: they are summed exactly in the program.
 
     Args:
@@ -120,7 +122,7 @@ class Amortized(Part):
         self, name: str, batch: Batch, drawn: Mapping[str, Tensor] | None = None
     ) -> Any:
         """The proposal of one site given a batch: batch shape ``(*, rows)``."""
-        inputs, net = self.inputs[name], self.networks[name]
+        net, inputs = self.networks[name], cast(Inputs, self.inputs[name])
         dtype = first_dtype(net)
         if name in self._own:
             return net(*(inputs.value(g, batch, drawn or {}, dtype) for g in self.given))
@@ -134,7 +136,10 @@ class Amortized(Part):
             base = normal.base_dist
             loc, scale = (v.reshape(v.shape[:-1] + flat) for v in (base.loc, base.scale))
             normal = dist.Normal(loc, scale).to_event(len(flat))
-        if support is constraints.real or getattr(support, "base_constraint", 0) is constraints.real:
+        if (
+            support is constraints.real
+            or getattr(support, "base_constraint", 0) is constraints.real
+        ):
             return normal
         return dist.TransformedDistribution(normal, [transform])
 
@@ -180,7 +185,9 @@ class Classifier(Part):
         graph = graph_of(program, example)
         fn = local_site(graph, site).fn
         if not isinstance(fn, dist.Categorical):
-            raise ValueError(f"site {site!r} is expected to be Categorical, not {type(fn).__name__}")
+            raise ValueError(
+                f"site {site!r} is expected to be Categorical, not {type(fn).__name__}"
+            )
         self.site, self.given = site, tuple(given)
         self.inputs = Inputs(graph, given, site)
         self._own = network is not None
@@ -241,7 +248,9 @@ class ProductOfExperts(Part):
         self.experts = nn.ModuleDict(
             {
                 m: (network or {}).get(m)
-                or networks.Encoder(self.inputs[m].widths, hidden, latent_dim, activation)
+                or networks.Encoder(
+                    cast(Inputs, self.inputs[m]).widths, hidden, latent_dim, activation
+                )
                 for m in given
             }
         )
@@ -254,7 +263,7 @@ class ProductOfExperts(Part):
         for name in self.given:
             present = batch.present(name).reshape(len(batch), -1).any(1)
             known = (present | torch.full_like(present, name in (drawn or {}))).unsqueeze(-1)
-            expert, inputs = self.experts[name], self.inputs[name]
+            expert, inputs = self.experts[name], cast(Inputs, self.inputs[name])
             dtype = first_dtype(expert)
             if name in self._own:
                 normal = expert(inputs.value(name, batch, drawn or {}, dtype)).base_dist
@@ -280,7 +289,9 @@ class Sequential(Part):
         super().__init__()
         for part in parts:
             if not isinstance(part, Part):
-                raise TypeError(f"a part of a sequential guide is a Part, not {type(part).__name__}")
+                raise TypeError(
+                    f"a part of a sequential guide is a Part, not {type(part).__name__}"
+                )
         self.parts = nn.ModuleList(parts)
 
     def outside(self) -> Drawn:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor, nn
+
 from pyrozoo.inference import Batch
 from pyrozoo.inference.graph import DATA, Graph, Site, read_graph
 from pyrozoo.zoo.networks import one_hot
-from torch import Tensor, nn
 
 
 def graph_of(program: Any, example: Any = None) -> Graph:
@@ -40,9 +41,9 @@ def local_site(graph: Graph, name: str) -> Site:
 class Inputs(nn.Module):
     """Turns a batch into vectors ``(*, width)``, one for each given site, and a vector of flags.
 
-    Missing entries are zero.  A categorical site is one-hot, so that a missing one is all zeros; any
-    other site has a flag, 1 where known, unless it must be known for ``target`` to matter at all: it
-    is the only given site that depends on ``target``.
+    Missing entries are zero.  A categorical site is one-hot, so that a missing one is all zeros;
+    any other site has a flag, 1 where known, unless it must be known for ``target`` to matter at
+    all: it is the only given site that depends on ``target``.
 
     Which inputs there are depends on the program and ``given`` alone, never on the data at hand.
     """
@@ -61,16 +62,23 @@ class Inputs(nn.Module):
         widths = [_num_values(s) or s.event_shape.numel() for s in self._sites.values()]
         self.widths = [*widths, len(self._flagged)] if self._flagged else widths
 
-    def forward(self, batch: Batch, drawn: Mapping[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    def forward(
+        self, batch: Batch, drawn: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> list[Tensor]:
         """The inputs, in the order of ``given``, flags last.
 
         Args:
             batch: what is known.
-            drawn: values of sites that an earlier part of the guide has drawn, ``(*, rows, event)``.
+            drawn: values of sites that an earlier part of the guide has drawn, ``(*, rows,
+                event)``.
             dtype: of the result.
         """
-        values = [self.value(name, batch, drawn, dtype).flatten(-n) if (n := self._rank(name)) else
-                  self.value(name, batch, drawn, dtype) for name in self.given]
+        values = [
+            self.value(name, batch, drawn, dtype).flatten(-n)
+            if (n := self._rank(name))
+            else self.value(name, batch, drawn, dtype)
+            for name in self.given
+        ]
         if self._flagged:
             flags = [self._flag(name, batch, drawn) for name in self._flagged]
             values.append(torch.stack(flags, -1).to(dtype))

@@ -80,12 +80,16 @@ def unpack_modules(tensors: Mapping[str, Tensor], where: str, **modules: Any) ->
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             continue
-        state = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        state = {
+            k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")
+        }
         mine = module.state_dict()
         missing, extra = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
         other = [k for k in mine.keys() & state.keys() if mine[k].shape != state[k].shape]
         if missing or extra or other:
-            found = [f"missing {missing[:3]}"] * bool(missing) + [f"unknown {extra[:3]}"] * bool(extra)
+            found = [f"missing {missing[:3]}"] * bool(missing) + [f"unknown {extra[:3]}"] * bool(
+                extra
+            )
             found += [f"{k}: {tuple(state[k].shape)} for {tuple(mine[k].shape)}" for k in other[:3]]
             raise ValueError(f"{where} belongs to another {name}: {'; '.join(found)}")
         states[name] = state
@@ -96,13 +100,20 @@ def unpack_modules(tensors: Mapping[str, Tensor], where: str, **modules: Any) ->
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of an optimiser, as tensors and JSON."""
     state = optimizer.state_dict()
-    tensors, plain = {}, {}
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
     for index, slots in state["state"].items():
         for key, value in slots.items():
-            target = tensors if isinstance(value, Tensor) else plain
-            target[f"{index}.{key}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                plain[f"{index}.{key}"] = value
     groups = [
-        {k: v for k, v in g.items() if isinstance(v, bool | int | float | str | list | tuple | None)}
+        {
+            k: v
+            for k, v in g.items()
+            if isinstance(v, bool | int | float | str | list | tuple | None)
+        }
         for g in state["param_groups"]
     ]
     return tensors, {"groups": groups, "plain": plain}

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBOModule
+from torch import Tensor, nn
+
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.contract import add
 from pyrozoo.inference.kl import closed_form_sites
 from pyrozoo.inference.observing import Net, Observed, pair
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.terms import Terms, nesting, run, sample_sites, take_apart
-from torch import Tensor, nn
+from pyrozoo.inference.stock import outside, stock
+from pyrozoo.inference.terms import Terms, run, sample_sites, take_apart
 
 __all__ = ["EnumELBO", "Terms", "Value", "coupled_layer"]
 
@@ -58,8 +60,8 @@ class EnumELBO(TraceEnum_ELBO):
             Default: the rows of the batch.
         split: rows that know a label are run apart from those that do not, so that nothing below
             the label is computed K times for them.  ``"auto"``: where an observed site depends
-            directly on a partly known summed site.  Equal to ``False``, the masked pass, but for
-            the draws.
+            directly on a partly known summed site.  Equal to ``False``, the masked pass, for
+            the same draws, and in expectation where knowing the label allows a closed form.
         inputs, replace: see :func:`.observing.pair`, for halves that are not paired yet.
 
     Numbers among the weights are read at every call, but are constants of a loss that is staged
@@ -182,7 +184,7 @@ class EnumELBO(TraceEnum_ELBO):
     def unsupported(self, plan: Plan) -> str:
         """Why the row-wise bound does not cover a program or guide ('' if it does)."""
         if "unsupported" not in plan.cache:
-            plan.cache["unsupported"] = _unsupported(plan)
+            plan.cache["unsupported"] = outside(plan)
         return plan.cache["unsupported"]
 
     def trace(self, p: Observed, q: Observed, batch: Batch) -> Terms:
@@ -191,13 +193,8 @@ class EnumELBO(TraceEnum_ELBO):
         reasons = closed_form_sites(plan, p, q, batch) if self.kl == "closed" else {}
         closed = [name for name, reason in reasons.items() if not reason]
         program, guide = (sample_sites(t) for t in run(p, q, batch, self.num_particles))
-        return self._take_apart(plan, program, guide, len(batch), closed)
-
-    def _take_apart(
-        self, plan: Plan, program: Any, guide: Any, rows: int, closed: Collection[str] = ()
-    ) -> Terms:
         wanted = list(self.observed_guide_weights)
-        return take_apart(plan, program, guide, rows, self.num_particles, closed, wanted)
+        return take_apart(plan, program, guide, len(batch), self.num_particles, closed, wanted)
 
     # ---- from terms to a value -------------------------------------------------------------------
 
@@ -271,12 +268,7 @@ class EnumELBO(TraceEnum_ELBO):
         if reason not in self._told:
             self._told.add(reason)
             warnings.warn(f"falling back to Pyro's TraceEnum_ELBO: {reason}", stacklevel=4)
-        return TraceEnum_ELBO(
-            num_particles=self.num_particles,
-            vectorize_particles=self.vectorize_particles,
-            max_plate_nesting=nesting(plan),
-            strict_enumeration_warning=False,
-        )
+        return stock(plan, self.num_particles)
 
 
 def coupled_layer(*nets: Any) -> str:
@@ -321,25 +313,3 @@ def _unknown(name: str, plan: Plan) -> None:
     near = difflib.get_close_matches(name, sites, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no term of the bound is called {name!r} (sites: {', '.join(sites)}){hint}")
-
-
-def _unsupported(plan: Plan) -> str:
-    for graph, side in ((plan.program, "program"), (plan.guide, "guide")):
-        for name, site in graph.sites.items() if graph else ():
-            summed = name in plan.summed if side == "program" else site.summable
-            if plan.roles.get(name) in ("given", "masked", "own", "pruned"):
-                continue
-            if site.infer.get("_markov_depth"):
-                return f"site {name!r} lies in a markov context"
-            if site.infer.get("enumerate") == "sequential":
-                return f"site {name!r} is enumerated one value at a time"
-            if site.infer.get("num_samples"):
-                return f"site {name!r} is sampled several times in place of being summed"
-            if summed and not site.local:
-                return f"summed site {name!r} is outside the plate over the data"
-            if isinstance(site.scale, Tensor) and site.scale.dim() and summed:
-                return f"summed site {name!r} has a scale with dimensions"
-            enumerated = site.summable and site.infer.get("enumerate", "parallel") == "parallel"
-            if side == "guide" and not (enumerated or site.fn.has_rsample):
-                return f"site {name!r} of the guide is neither summed nor reparameterised"
-    return ""

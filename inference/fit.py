@@ -1,8 +1,9 @@
 """Fitting a program and a guide to data: one loop.
 
-``fit(program, guide, {"x": images})`` clusters, classifies or imputes depending on which sites the data
-hold; nothing else changes.  The data stay in one tensor per site and are sliced by a permutation, the
-randomness is the fit's own, and what is evaluated along the way changes no parameter.
+``fit(program, guide, {"x": images})`` clusters, classifies or imputes depending on which sites the
+data hold; nothing else changes.  The data stay in one tensor per site and are sliced by a
+permutation, the randomness is the fit's own, and what is evaluated along the way changes no
+parameter.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.modes import evaluating
+from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.plan import check_values
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
@@ -38,9 +39,9 @@ Record = dict[str, float]
 class Result:
     """A fitted pair: the modules (trained in place), what happened, and shortcuts to what follows.
 
-    ``history`` has one record an epoch: ``epoch``, ``loss`` (the training objective, with its weights),
-    ``bound`` (nats per datum, without), one value per term of the bound, ``val_*`` for held-out data,
-    ``seconds``.  ``sites`` says in words what was done with each site.
+    ``history`` has one record an epoch: ``epoch``, ``loss`` (the training objective, with its
+    weights), ``bound`` (nats per datum, without), one value per term of the bound, ``val_*`` for
+    held-out data, ``seconds``.  ``sites`` says in words what was done with each site.
     """
 
     program: Net
@@ -69,10 +70,8 @@ class Result:
         )
 
     def responsibilities(self, data: Data, site: str = "y", **options: Any) -> Tensor:
-        """Probabilities of a finite site, ``(rows, K)``: see :func:`.posterior.responsibilities`."""
-        return responsibilities(
-            self.program, self.guide, data, site, inputs=self.inputs, **options
-        )
+        """Probabilities of a finite site, ``(rows, K)``: :func:`.posterior.responsibilities`."""
+        return responsibilities(self.program, self.guide, data, site, inputs=self.inputs, **options)
 
     def predict(self, data: Data, site: str, **options: Any) -> Tensor:
         """Probabilities or means of any site: see :func:`.posterior.predict`."""
@@ -80,9 +79,7 @@ class Result:
 
     def posterior(self, data: Data, num_samples: int = 1, **options: Any) -> dict[str, Tensor]:
         """Draws of every latent site: see :func:`.posterior.posterior`."""
-        return posterior(
-            self.program, self.guide, data, num_samples, inputs=self.inputs, **options
-        )
+        return posterior(self.program, self.guide, data, num_samples, inputs=self.inputs, **options)
 
     def save(self, path: str | Path) -> None:
         """Write the parameters, the history and the sites to one safetensors file."""
@@ -128,7 +125,7 @@ def evaluate(
     batch = p.pairing.prepare(data)
     rows = options.num_rows or len(batch)
     sums: dict[str, float] = {}
-    with torch.no_grad(), evaluating(p, q), pyro.validation_enabled(False), _seeded(seed):
+    with torch.no_grad(), evaluating(p, q), pyro.validation_enabled(False), seeded(seed):
         for start in range(0, len(batch), batch_size):
             piece = batch[start : start + batch_size]
             for name, term in plain.terms(p, q, piece).items():
@@ -167,13 +164,16 @@ def fit(
     Args:
         program: what generates the data; a module is trained in place.
         guide: what proposes the latent sites.
-        data: a dictionary of site name -> tensor, array, masked array, ``(value, present)`` or None.
-        objective: the bound and its options; default :class:`EnumELBO`, whose ``num_rows`` is set here.
+        data: a dictionary of site name -> tensor, array, masked array, ``(value, present)`` or
+            None.
+        objective: the bound and its options; default :class:`EnumELBO`, whose ``num_rows`` is set
+            here.
         epochs: passes over the data, in total (those before a resume included).
         batch_size: rows per step.
         lr: learning rate; Adam (fused), unless ``optimizer`` makes another from the parameters.
         lr_schedule: factor on the rate as a function of the epoch, see :mod:`.schedules`.
-        weights: site -> schedule of the weight of its term (KL warm-up: ``{"z": linear(0, 1, 10)}``).
+        weights: site -> schedule of the weight of its term (KL warm-up: ``{"z": linear(0, 1,
+            10)}``).
         optimizer: parameters -> torch optimiser, in place of Adam with ``lr``.
         clip: largest norm of the gradient.
         validation: held-out data, or the fraction of rows to hold out; then the parameters with the
@@ -227,7 +227,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     state = _State(generator)
     path = None if folder is None else Path(folder) / "checkpoint.safetensors"
-    with _seeded(seed), pyro.validation_enabled(False), _bar(progress, title) as bar:
+    with seeded(seed), pyro.validation_enabled(False), _bar(progress, title) as bar:
         if path is not None and resume and path.exists():
             state.load(path, result, engine)
         if progress and bar.console:
@@ -253,7 +253,7 @@ def fit(
                 bar.step((epoch + (step + 1) / len(pieces)) / epochs)
             mean = float(total) / len(train)
             record = {"epoch": epoch + 1.0, "loss": mean}
-            sample = train if len(train) <= 1000 else train[: 1000]
+            sample = train if len(train) <= 1000 else train[:1000]
             record |= evaluate(program, guide, sample, objective)
             _check_finite(record, epoch + 1)
             if held_out is not None:
@@ -324,25 +324,6 @@ def _check_finite(record: Record, epoch: int) -> None:
         )
 
 
-def _seeded(seed: int) -> Any:
-    """The random state of a fit: seeded, and its caller's restored afterwards."""
-    return _Seeded(seed)
-
-
-class _Seeded:
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        self.fork = torch.random.fork_rng(devices=devices)
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
-
-
 @dataclass
 class _State:
     """What a resumed fit needs beyond the parameters."""
@@ -395,7 +376,7 @@ class _State:
         result.history, result.best_epoch = meta["history"], meta["best_epoch"]
 
 
-class _bar:  # noqa: N801
+class _bar:
     """A progress bar: epoch, bound in nats per datum, time left."""
 
     def __init__(self, show: bool, title: str) -> None:

@@ -1,8 +1,8 @@
 """The dependency graph of a program or guide, read from one run of it.
 
-The run is unobserved (conditioning that the program brings along is undone, since observed values cut
-dependencies), in evaluation mode, hidden from every handler around it and on a copy of the random
-state: looking at a program changes nothing.
+The run is unobserved (conditioning that the program brings along is undone, since observed values
+cut dependencies), in evaluation mode, hidden from every handler around it and on a copy of the
+random state: looking at a program changes nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pyro.distributions import Delta, Unit
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from pyrozoo.inference.batch import Batch
 from torch import Tensor, nn
+
+from pyrozoo.inference.batch import Batch
 
 DATA = "data"  # the name of the plate over the rows of a batch
 
@@ -31,8 +32,9 @@ DATA = "data"  # the name of the plate over the rows of a batch
 class Site:
     """What one run says of a ``pyro.sample`` statement.
 
-    ``dims`` maps each vectorised plate to its tensor dimension, ``sizes`` to its size; ``parents`` are
-    the sites that its distribution reads; ``own`` is a value that the program itself brings (``obs=``).
+    ``dims`` maps each vectorised plate to its tensor dimension, ``sizes`` to its size; ``parents``
+    are the sites that its distribution reads; ``own`` is a value that the program itself brings
+    (``obs=``).
     """
 
     name: str
@@ -63,7 +65,7 @@ class Site:
 
     @property
     def fixed(self) -> bool:
-        """Whether the program computes its value (a ``Delta``), so that nobody has to propose it."""
+        """Whether the program computes its value (a ``Delta``): nobody has to propose it."""
         return isinstance(innermost(self.fn), Delta)
 
     @property
@@ -216,8 +218,8 @@ def _site(name: str, msg: Any, batch: Batch) -> Site:
     for frame in frames:
         if frame.name == DATA and frame.size != len(batch):
             raise ValueError(
-                f"plate 'data' has {frame.size} rows at site {name!r}, but the batch has {len(batch)}:"
-                ' write pyro.plate("data", len(batch))'
+                f"plate 'data' has {frame.size} rows at site {name!r}, but the batch has"
+                f' {len(batch)}: write pyro.plate("data", len(batch))'
             )
     if kind == "deterministic":
         parents = get_provenance(msg["value"])

@@ -20,12 +20,13 @@ from typing import Any
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import Delta, MaskedDistribution
+from torch.distributions import kl_divergence
+
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.graph import undisturbed
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.terms import same_scale
-from torch.distributions import kl_divergence
 
 
 def closed_form_sites(plan: Plan, p: Observed, q: Observed, batch: Batch) -> dict[str, str]:
@@ -46,8 +47,7 @@ def closed_form_sites(plan: Plan, p: Observed, q: Observed, batch: Batch) -> dic
 def _reason(plan: Plan, name: str, masked: frozenset[str]) -> str:
     assert plan.guide is not None
     p, q = plan.program.sites[name], plan.guide.sites[name]
-    fixed = ("given", "own")
-    parents = {s for s in p.parents if plan.roles.get(s) not in fixed}
+    parents = _random_parents(plan, name)
     if loop := parents & plan.guide.descendants(name):
         return f"the program's {name} depends on {_and(loop)}, which the guide draws from {name}"
     if summed := parents & set(plan.summed):
@@ -64,6 +64,18 @@ def _reason(plan: Plan, name: str, masked: frozenset[str]) -> str:
     except NotImplementedError:
         return f"no closed form for {type(q.fn).__name__} and {type(p.fn).__name__}"
     return ""
+
+
+def _random_parents(plan: Plan, name: str) -> set[str]:
+    """The latent sites that a site of the program reads, directly or through a ``Delta``."""
+    found: set[str] = set()
+    for parent in plan.program.sites[name].parents:
+        role = plan.roles.get(parent)
+        if role == "fixed":
+            found |= _random_parents(plan, parent)
+        elif role not in ("given", "own"):
+            found.add(parent)
+    return found
 
 
 def _masked(net: Any, batch: Batch) -> frozenset[str]:

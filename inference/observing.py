@@ -1,7 +1,7 @@
 """Observing: a program and a guide, run so that a batch decides what is known, row by row.
 
-:func:`pair` turns the two into modules that are called with a batch.  They run under an effect handler
-that treats every site as the plan for what is observed says, see :mod:`.plan`.
+:func:`pair` turns the two into modules that are called with a batch.  They run under an effect
+handler that treats every site as the plan for what is observed says, see :mod:`.plan`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.graph import Site, modules_of, read_graph
 from pyrozoo.inference.partial import mark_enumerated, merge, observed_entries
 from pyrozoo.inference.plan import Plan, check_values, make_plan, placeholder
-from torch import Tensor, nn
 
 __all__ = ["Net", "Observed", "Plan", "check_values", "observe", "pair", "register"]
 
@@ -46,9 +47,9 @@ class _Pairing:
                 for p in module.parameters()
                 if p.is_floating_point()
             ),
-            torch.get_default_dtype(),
+            None,  # without parameters, values stay as they are
         )
-        return batch if batch._dtype == dtype else batch.to(dtype=dtype)
+        return batch if dtype in (None, batch._dtype) else batch.to(dtype=dtype)
 
     def plan(self, batch: Batch) -> Plan:
         """The plan for the observation pattern of a batch; the first of a pattern is checked."""
@@ -63,7 +64,7 @@ class _Pairing:
 
 
 class _Handler(Messenger):
-    """Treats every site of a program, or of a guide, as the plan says.  Innermost of all handlers."""
+    """Treats every site of a program, or of a guide, as the plan says.  Innermost handler."""
 
     def __init__(self, plan: Plan, batch: Batch, of_guide: bool) -> None:
         super().__init__()
@@ -97,8 +98,8 @@ class _Handler(Messenger):
             mask = known.reshape(known.shape + (1,) * (value.dim() - known.dim()))
             if bool(((msg["value"] != value) & mask).any()):
                 raise ValueError(
-                    f"site {msg['name']!r} is known in part, but got another value from outside; MCMC"
-                    " and conditioning need it to be known everywhere or nowhere"
+                    f"site {msg['name']!r} is known in part, but got another value from outside;"
+                    " MCMC and conditioning need it to be known everywhere or nowhere"
                 )
 
     def _program_site(self, msg: Any, site: Site, role: str) -> None:
@@ -109,6 +110,8 @@ class _Handler(Messenger):
         if role in ("given", "masked"):
             self._observe(msg, site, role)
             return
+        if role == "fixed":  # nobody else is to give it a value
+            msg["value"], msg["is_observed"] = msg["fn"](), True
         summed = site.name in self.plan.summed
         if role == "merged" and (site.summable or site.name not in self.plan.proposed):
             value, known = self._known(site)
@@ -176,7 +179,9 @@ class Observed(nn.Module):
     def __init__(self, net: Net, pairing: _Pairing, of_guide: bool, name: str = "") -> None:
         super().__init__()
         self.module = net
-        if not isinstance(net, nn.Module):  # a partial or a method: its parameters are ours all the same
+        if not isinstance(
+            net, nn.Module
+        ):  # a partial or a method: its parameters are ours all the same
             self.inside = nn.ModuleList(modules_of(net))
         self._pairing = (pairing,)  # a tuple, or the other half's parameters would become ours
         self.of_guide = of_guide
@@ -208,8 +213,8 @@ def pair(
         replace: sites that the program itself observes and whose value the batch replaces.
 
     Raises (when called):
-        ValueError: a key of the batch is no site, a value does not fit its site, or a site is neither
-            observed, summed nor proposed.
+        ValueError: a key of the batch is no site, a value does not fit its site, or a site is
+            neither observed, summed nor proposed.
     """
     pairing = _Pairing(program, guide, inputs, replace)
     return Observed(program, pairing, False), Observed(guide, pairing, True)
@@ -240,10 +245,10 @@ def _register(name: str, module: nn.Module) -> None:
 
 
 def register(module: nn.Module, name: str | None = None) -> nn.Module:
-    """Show the parameters of a plain module to :class:`pyro.infer.SVI`, which trains nothing otherwise.
+    """Show the parameters of a module to :class:`pyro.infer.SVI`, which trains nothing otherwise.
 
-    The name under which they appear in Pyro's parameter store is, by default, ``program`` or ``guide``
-    for the halves of a pair, and else the name of the class.
+    The name under which they appear in Pyro's parameter store is, by default, ``program`` or
+    ``guide`` for the halves of a pair, and else the name of the class.
     """
     if isinstance(module, Observed):
         name = name or ("guide" if module.of_guide else "program")

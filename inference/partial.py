@@ -1,10 +1,10 @@
 """Distributions of sites that are known in part.
 
-``merge`` keeps one site under its own name: where the value is known every draw, and every enumerated
-value, equals it; elsewhere the site is as it was.  While a site is summed over K values the density of
-a known row is lowered by log K, so that K equal terms add up to one; a proposal's is -log K, the weight
-of each of them.  The sum over the site is then exact in known and unknown rows alike, and so is its
-gradient.
+``merge`` keeps one site under its own name: where the value is known every draw, and every
+enumerated value, equals it; elsewhere the site is as it was.  While a site is summed over K values
+the density of a known row is lowered by log K, so that K equal terms add up to one; a proposal's is
+-log K, the weight of each of them.  The sum over the site is then exact in known and unknown rows
+alike, and so is its gradient.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 class _Merged:
     """Mixed into the class of a distribution, see :func:`merge`.
 
-    What is known belongs to the class, which is made anew by every merge: Pyro rebuilds distributions
-    as ``type(fn)(logits=...)``, and draws from those have to equal the known values as well.
+    What is known belongs to the class, which is made anew by every merge: Pyro rebuilds
+    distributions as ``type(fn)(logits=...)``, and their draws have to equal the known values too.
     """
 
     _copies = 1  # how many equal values the site is summed over
@@ -91,7 +91,7 @@ def merge(fn: Any, value: Tensor, known: Tensor, *, proposal: bool, entrywise: b
 def mark_enumerated(fn: Any) -> None:
     """Say that the values of a site are enumerated; changes nothing unless ``fn`` is merged."""
     if isinstance(fn, _Merged):
-        fn._copies = len(fn.enumerate_support(expand=False))  # type: ignore[attr-defined]
+        fn._copies = len(fn.enumerate_support(expand=False))
 
 
 def observed_entries(fn: Any, present: Tensor, where: str) -> Any:
@@ -135,8 +135,8 @@ class _ObservedEntriesOfNormal(TorchDistribution):
     def support(self) -> Any:
         return self.normal.support
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return self.normal.rsample(sample_shape)
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.normal.rsample(torch.Size(sample_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         return _ObservedEntriesOfNormal(self.normal.expand(batch_shape), self.present)
@@ -147,6 +147,7 @@ class _ObservedEntriesOfNormal(TorchDistribution):
         cov = self.normal.covariance_matrix * keep.unsqueeze(-1) * keep.unsqueeze(-2)
         cov = cov + torch.diag_embed(1 - keep)
         diff = torch.where(self.present, value - loc, torch.zeros_like(loc))
-        density = MultivariateNormal(torch.zeros_like(diff), cov, validate_args=False).log_prob(diff)
-        blank = Normal(torch.zeros_like(diff), 1.0, validate_args=False).log_prob(torch.zeros_like(diff))
+        zero = torch.zeros_like(diff)
+        density = MultivariateNormal(zero, cov, validate_args=False).log_prob(diff)
+        blank = Normal(zero, 1.0, validate_args=False).log_prob(zero)
         return density - ((1 - keep) * blank).sum(-1)

@@ -25,10 +25,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.graph import DATA, Graph, Site, innermost
+from pyro.distributions import Independent
 from torch import Tensor
 from torch.distributions import constraints, transform_to
+
+from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.graph import DATA, Graph, Site, innermost
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Plan:
         return tuple(key for key in self.observed if key in below)
 
     def counts(self, name: str, batch: Batch) -> bool | Tensor:
-        """True, False, or a mask over the plates of a site: where it, or a descendant, is observed."""
+        """True, False, or a mask over its plates: where it, or a descendant, is observed."""
         deciders = self.deciders(name)
         if deciders is None:
             return True
@@ -92,14 +94,14 @@ class Plan:
         mask: bool | Tensor = False
         for other in below or self.roles:
             counts = self._drawn(other, batch) if below else self.counts(other, batch)
-            if isinstance(counts, Tensor):
-                if outside := set(self.program.sites[other].dims) - set(site.dims):
-                    if below:
-                        raise ValueError(
-                            f"the guide draws {name!r} once for all of plate {outside.pop()!r}, but"
-                            f" {other!r} is not to be proposed in every row"
-                        )
-                    counts = _any(counts, self.program.sites[other], site.dims)
+            outside = set(self.program.sites[other].dims) - set(site.dims)
+            if outside and isinstance(counts, Tensor):
+                if below:
+                    raise ValueError(
+                        f"the guide draws {name!r} once for all of plate {outside.pop()!r}, but"
+                        f" {other!r} is not to be proposed in every row"
+                    )
+                counts = _any(counts, self.program.sites[other], site.dims)
             mask = counts if counts is True or mask is False else mask | counts
             if mask is True:
                 break
@@ -167,7 +169,11 @@ def _any(mask: Tensor, site: Site, dims: dict[str, int]) -> Tensor:
 
 
 def make_plan(
-    graph: Graph, guide: Graph | None, batch: Batch, inputs: tuple[str, ...], replace: tuple[str, ...]
+    graph: Graph,
+    guide: Graph | None,
+    batch: Batch,
+    inputs: tuple[str, ...],
+    replace: tuple[str, ...],
 ) -> Plan:
     """Decide the role of every site (see the table of the module)."""
     for key in batch.names:
@@ -200,8 +206,8 @@ def make_plan(
         if guide is not None and unknown and name not in plan.proposed:
             proposed = ", ".join(guide.sites) or "nothing"
             raise ValueError(
-                f"site {name!r} ({type(site.fn).__name__}) is not observed everywhere, cannot be summed"
-                f" and is not proposed by the guide (which proposes: {proposed})"
+                f"site {name!r} ({type(site.fn).__name__}) is not observed everywhere, cannot be"
+                f" summed and is not proposed by the guide (which proposes: {proposed})"
             )
         if roles[name] == "merged" and batch.present(name).dim() > len(site.dims) and site.summable:
             raise ValueError(f"site {name!r}: single entries of a summed site cannot be missing")
@@ -219,21 +225,21 @@ def _check_key(
         near = difflib.get_close_matches(key, [*sites, *inputs], 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"{key!r} is not a site of the program (sites: {', '.join(sites)}).{hint} A value that is"
-            f" only read, not modelled, is named by inputs=[{key!r}]"
+            f"{key!r} is not a site of the program (sites: {', '.join(sites)}).{hint} A value that"
+            f" is only read, not modelled, is named by inputs=[{key!r}]"
         )
     if site.kind != "sample":
         raise ValueError(f"{key!r} is a {site.kind} site and cannot be observed")
     if not site.local:
         raise ValueError(
-            f"site {key!r} is not in plate {DATA!r}, so a batch cannot observe it; fix a global value"
-            " with pyro.poutine.condition(program, data={...})"
+            f"site {key!r} is not in plate {DATA!r}, so a batch cannot observe it; fix a global"
+            " value with pyro.poutine.condition(program, data={...})"
         )
     same = site.own is not None and _same(site, batch)
     if site.own is not None and not same and key not in replace:
         raise ValueError(
-            f"the program already observes {key!r}; drop the key, or replace its value on purpose with"
-            f" replace=[{key!r}]"
+            f"the program already observes {key!r}; drop the key, or replace its value on purpose"
+            f" with replace=[{key!r}]"
         )
 
 
@@ -252,17 +258,18 @@ def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str]) -> None:
             if not site.infer.get("is_auxiliary") and site.kind == "sample":
                 raise ValueError(
                     f"the guide draws {name!r}, which is not a site of the program (sites:"
-                    f" {', '.join(graph.sites)}); an auxiliary site says infer={{'is_auxiliary': True}}"
+                    f" {', '.join(graph.sites)}); an auxiliary site says"
+                    " infer={'is_auxiliary': True}"
                 )
         elif graph.sites[name].event_shape != site.event_shape:
             raise ValueError(
-                f"site {name!r} has event shape {tuple(graph.sites[name].event_shape)} in the program,"
-                f" but {tuple(site.event_shape)} in the guide"
+                f"site {name!r} has event shape {tuple(graph.sites[name].event_shape)} in the"
+                f" program, but {tuple(site.event_shape)} in the guide"
             )
         elif graph.sites[name].dims != site.dims:
             raise ValueError(
-                f"site {name!r} lies in plates {graph.sites[name].dims or 'none'} (name: dim) in the"
-                f" program, but {site.dims or 'none'} in the guide"
+                f"site {name!r} lies in plates {graph.sites[name].dims or 'none'} (name: dim) in"
+                f" the program, but {site.dims or 'none'} in the guide"
             )
         elif roles.get(name) == "own":
             raise ValueError(f"the guide proposes {name!r}, which the program itself observes")
@@ -279,7 +286,8 @@ def check_values(plan: Plan, batch: Batch) -> None:
         value = batch[name]
         if value.shape[1:] != site.row_shape:
             raise ValueError(
-                f"site {name!r} has rows of shape {tuple(site.row_shape)}, got {tuple(value.shape[1:])}"
+                f"site {name!r} has rows of shape {tuple(site.row_shape)}, got"
+                f" {tuple(value.shape[1:])}"
             )
         if value.is_floating_point() and not site.dtype.is_floating_point:
             raise ValueError(f"site {name!r} takes integers, got {value.dtype}")
@@ -289,7 +297,10 @@ def check_values(plan: Plan, batch: Batch) -> None:
         aligned = site.to_plates(value.to(site.dtype), n)
         present = batch.present(name)
         known = site.to_plates(present, max(0, present.dim() - len(site.dims)))
-        if entries := present.dim() > len(site.dims):
+        entries = present.dim() > len(site.dims)
+        if entries and not isinstance(site.fn, Independent):
+            continue  # real vectors, or refused when observed
+        if entries:
             full = known.reshape(known.shape + (1,) * (aligned.dim() - known.dim()))
             aligned = torch.where(full, aligned, placeholder(site, support, aligned))
         wrong = ~support.check(aligned)
@@ -297,8 +308,8 @@ def check_values(plan: Plan, batch: Batch) -> None:
         if bad := int(wrong.sum()):
             seen = aligned.expand(wrong.shape + site.event_shape)[wrong]
             raise ValueError(
-                f"site {name!r} takes values in {_support(support)}, but {bad} of {wrong.numel()} lie"
-                f" outside (smallest {seen.min():g}, largest {seen.max():g})"
+                f"site {name!r} takes values in {_support(support)}, but {bad} of {wrong.numel()}"
+                f" lie outside (smallest {seen.min():g}, largest {seen.max():g})"
             )
 
 

@@ -1,8 +1,8 @@
 """Posteriors: draws of every latent site, exact responsibilities, predictions of any site.
 
 Latent sites that the guide proposes are drawn from it; sites that are summed are drawn from, or
-reported as, their exact conditional given those draws.  Where a value is known it is kept.  Rows are
-taken in slices, and nothing here changes a parameter, a buffer or the random state's owner.
+reported as, their exact conditional given those draws.  Where a value is known it is kept.  Rows
+are taken in slices, and nothing here changes a parameter, a buffer or the random state's owner.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def responsibilities(
 ) -> Tensor:
     """The probabilities of a finite site, ``(rows, K)``: one for a known value, else its posterior.
 
-    Exact given each draw of the guide: for a site that is summed in the program the exact conditional,
-    averaged over ``num_samples`` draws; for one that the guide proposes, the guide's probabilities.
-    Rows in which nothing that depends on the site is observed get its prior.
+    Exact given each draw of the guide: for a site that is summed in the program the exact
+    conditional, averaged over ``num_samples`` draws; for one that the guide proposes, the guide's
+    probabilities. Rows in which nothing that depends on the site is observed get its prior.
 
     Raises:
         ValueError: there is no such finite site in plate ``"data"`` alone.
@@ -104,9 +104,9 @@ def predict(
         program, guide: the fitted pair.
         data: what is known.
         site: any site in plate ``"data"``: a label, a latent, another modality, x itself.
-        observed: ``"keep"`` conditions on everything in the data, so that predicting an observed x is
-            a reconstruction and a known label is certain; ``"ignore"`` drops the values of the asked
-            site first, so that they cannot be looked at.
+        observed: ``"keep"`` conditions on everything in the data, so that predicting an observed x
+            is a reconstruction and a known label is certain; ``"ignore"`` drops the values of the
+            asked site first, so that they cannot be looked at.
         num_samples: draws of the guide that are averaged.
         inputs: names of values that are read but are no sites.
         batch_size: rows at a time.
@@ -146,7 +146,7 @@ def _slices(
             yield p, q, batch, plan
 
 
-# ---- finite sites ------------------------------------------------------------------------------------
+# ---- finite sites --------------------------------------------------------------------------------
 
 
 def _local_site(plan: Plan, name: str) -> Site:
@@ -218,7 +218,7 @@ def _prior(fn: Any, support: Tensor, rows: int) -> Tensor:
     return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(rows, -1)
 
 
-# ---- draws -------------------------------------------------------------------------------------------
+# ---- draws ---------------------------------------------------------------------------------------
 
 
 class _Fix(Messenger):
@@ -247,17 +247,17 @@ class _Fix(Messenger):
 def _draw(
     p: Observed, q: Observed, batch: Batch, plan: Plan, num_samples: int
 ) -> dict[str, tuple[Tensor, Any]]:
-    """Draws of all sites and the distributions they came from; batch shape ``(samples, *plates)``."""
+    """Draws of all sites, ``(samples, *plates, *event)``, and the distributions they are from."""
     depth = nesting(plan)
     particles = pyro.plate(PARTICLES, num_samples, dim=-1 - depth)
     guide_trace = poutine.trace(particles(q)).get_trace(batch)
-    drawn = {n: s["value"] for n, s in sample_sites(guide_trace).items() if n in plan.program.sites}
-    fns = {n: s["fn"] for n, s in sample_sites(guide_trace).items()}
+    proposed = sample_sites(guide_trace)
+    drawn = {n: s["value"] for n, s in proposed.items() if n in plan.program.sites}
+    fns = {n: s["fn"] for n, s in proposed.items()}
     if plan.summed:
         program = particles(EnumMessenger(-2 - depth)(p))
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
-        sites, proposed = sample_sites(trace), sample_sites(guide_trace)
-        terms = take_apart(plan, sites, proposed, len(batch), num_samples)
+        terms = take_apart(plan, sample_sites(trace), proposed, len(batch), num_samples)
         drawn |= _draw_summed(terms, depth)
     for name in plan.observed:  # inner sites keep what is known; leaves are generated anew
         site = plan.program.sites[name]
@@ -322,7 +322,7 @@ def _take(value: Tensor, index: Tensor, dim: int, event_dim: int) -> Tensor:
 
 
 def _mean(values: Tensor, fn: Any, role: str) -> tuple[Tensor, int]:
-    """The mean of the distribution of each draw where it has one, else the draws; its event dims."""
+    """The mean of each draw's distribution where it has one, else the draws; its event dims."""
     if role != "merged":
         if isinstance(fn, dist.Categorical):
             return fn.probs, 1

@@ -9,7 +9,8 @@ Schedule = Callable[[float], float]
 
 
 def linear(start: float, end: float, epochs: float, wait: float = 0.0) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over ``epochs``, after ``wait`` epochs; then flat.
+    """From ``start`` to ``end`` in a straight line over ``epochs``, after ``wait`` epochs; then
+    flat.
 
     ``linear(0, 1, 10)`` on the weight of a latent site is KL warm-up.
     """

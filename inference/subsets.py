@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from pyro.infer import TraceEnum_ELBO
+from torch import Tensor
+
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.elbo import EnumELBO, Value, coupled_layer
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
-from torch import Tensor
 
 
 class SubsetELBO(EnumELBO):

@@ -20,6 +20,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import kl_divergence
+
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.contract import (
     Dims,
@@ -34,8 +37,6 @@ from pyrozoo.inference.contract import (
 from pyrozoo.inference.graph import DATA
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
-from torch import Tensor
-from torch.distributions import kl_divergence
 
 PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
 

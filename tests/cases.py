@@ -8,13 +8,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
+from torch import nn
+
 from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
-from pyrozoo.inference import Batch
+from pyrozoo.inference import EnumELBO
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.multimodal import MVAE
 from pyrozoo.zoo.networks import Decoder
 from pyrozoo.zoo.semisupervised import M2
-from torch import nn
 
 ROWS = 9
 NOISE = 16  # width of the noise of a row
@@ -33,7 +34,7 @@ class GivenNormal(dist.Normal):
         new.noise = self.noise
         return new
 
-    def rsample(self, sample_shape=torch.Size()):
+    def rsample(self, sample_shape=()):
         return self.loc + self.scale * self.noise
 
 
@@ -213,6 +214,17 @@ class Ladder(nn.Module):
 # ---- the cases --------------------------------------------------------------------------------------
 
 
+MADE: dict = {}
+PAIRS: dict = {}
+
+
+def elbo(*args, kind=EnumELBO, **options):
+    """An objective that shares its observed pairs with all others, so that graphs are read once."""
+    objective = kind(*args, **options)
+    objective._pairs = PAIRS.setdefault((objective.inputs, objective.replace), {})
+    return objective
+
+
 @dataclass
 class Case:
     """A pair (made under a seed) and complete data; ``partial`` are the sites that may be missing."""
@@ -224,11 +236,17 @@ class Case:
     unit: bool = True  # features in [0, 1]
     globals: bool = False
 
-    def pair(self, seed=0):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            program, guide = self.make()
-            return program.double(), Replay(guide).double()
+    def pair(self, fresh=False):
+        """Program and guide, the same in every test but for those that change their parameters."""
+        if fresh or self.name not in MADE:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                program, guide = self.make()
+            pair = program.double(), Replay(guide).double()
+            if fresh:
+                return pair
+            MADE[self.name] = pair
+        return MADE[self.name]
 
     def data(self, seed=0, rows=ROWS):
         generator = torch.Generator().manual_seed(seed)
@@ -255,9 +273,6 @@ class Case:
             yield f"some {name}", {**full, name: (full[name], masks[name])}
         pairs = {n: (full[n], mask) for n, mask in masks.items()}
         yield "some of all", {"noise": full["noise"], **pairs}
-
-    def batch(self, data):
-        return Batch.of(data)
 
 
 def _vade():

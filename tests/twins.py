@@ -20,7 +20,9 @@ def kl_to_standard(loc, scale):
 
 
 def log_bernoulli(x, logits):
-    return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+    return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(
+        -1
+    )
 
 
 def encode(encoder, *inputs):

@@ -15,11 +15,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyrozoo.inference import metrics
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pyrozoo.inference import metrics
 
 Array: TypeAlias = NDArray[Any] | Tensor
 Covariance: TypeAlias = Literal["full", "diag"]

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-import torch
+from torch import nn
+
 from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
 from pyrozoo.inference import Batch, EnumELBO, Result, SubsetELBO, fit
 from pyrozoo.inference.batch import Data
-from torch import nn
-
+from pyrozoo.inference.modes import seeded
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.clustering.vade import start_mixture
 from pyrozoo.zoo.multimodal import MVAE
@@ -33,8 +33,9 @@ from pyrozoo.zoo.semisupervised import M2
 class Model:
     """A method made for one data set: both halves, the objective, and how it is usually fitted.
 
-    ``start`` is what happens before the fit (pretraining), called with the data, a seed and whether to
-    show progress; ``settings`` are the defaults of :func:`pyrozoo.inference.fit` for this method.
+    ``start`` is what happens before the fit (pretraining), called with the data, a seed and whether
+    to show progress; ``settings`` are the defaults of :func:`pyrozoo.inference.fit` for this
+    method.
     """
 
     method: str
@@ -161,7 +162,9 @@ def mvae(
     """MVAE: a product of experts over the keys ``x_*``, with the bounds of single modalities."""
     widths = {name: _width(batch, name) for name in batch.names if name.startswith("x_")}
     if len(widths) < 2:
-        raise ValueError(f"mvae needs two or more modalities x_<name>, got {', '.join(batch.names)}")
+        raise ValueError(
+            f"mvae needs two or more modalities x_<name>, got {', '.join(batch.names)}"
+        )
     program = MVAE(widths, latent_dim, hidden, likelihood)
     guide = ProductOfExperts(program, list(widths), hidden=hidden, activation="silu")
     objective = SubsetELBO([[name] for name in widths], num_random=num_random)
@@ -173,7 +176,9 @@ _METHODS = {
     m.name: m
     for m in [
         Method("vade", "Variational deep embedding", "clustering", "core", "jiang2017", vade),
-        Method("m2", "Class-conditional VAE, label in part", "semisupervised", "core", "kingma2014", m2),
+        Method(
+            "m2", "Class-conditional VAE, label in part", "semisupervised", "core", "kingma2014", m2
+        ),
         Method("mvae", "Multimodal VAE, product of experts", "multimodal", "core", "wu2018", mvae),
     ]
 }
@@ -226,8 +231,7 @@ def create(name: str, data: Data, *, seed: int = 0, **options: Any) -> Model:
             f" (options: {', '.join(entry.options)}){hint}"
         )
     batch = Batch.of(data)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = entry.make(batch, **options)
     model.options = {**entry.options, **options}
     return model
@@ -244,7 +248,9 @@ def citation(name: str) -> str:
 
 def _width(batch: Batch, name: str) -> int:
     if name not in batch:
-        raise ValueError(f"the data have no {name!r} (they have: {', '.join(batch.names) or 'none'})")
+        raise ValueError(
+            f"the data have no {name!r} (they have: {', '.join(batch.names) or 'none'})"
+        )
     shape = batch[:1][name].shape[1:]
     if len(shape) != 1:
         raise ValueError(f"{name!r} is expected as flat rows (rows, features), got {tuple(shape)}")

@@ -26,7 +26,8 @@ errors = Console(stderr=True)
 
 Seed = Annotated[int, typer.Option(help="Of initial parameters, batches and draws.", min=0)]
 Root = Annotated[
-    str | None, typer.Option("--data-root", help="Folder with MNIST/raw and so on.", envvar="ZOO_DATA")
+    str | None,
+    typer.Option("--data-root", help="Folder with MNIST/raw and so on.", envvar="ZOO_DATA"),
 ]
 
 
@@ -51,9 +52,8 @@ def show(
         Path | None, typer.Option(help="Write the plate diagram here (.svg, .png, .pdf; graphviz).")
     ] = None,
 ) -> None:
-    """Show a method: equations, sites, options, paper and BibTeX; its plate diagram with --diagram."""
-    import torch
-    from pyrozoo.guides.inputs import graph_of
+    """Show a method: equations, sites, options, paper and BibTeX; its plate diagram with
+    --diagram."""
 
     from pyrozoo.zoo import catalogue
 
@@ -70,7 +70,7 @@ def show(
         console.print(f"  {option} = {escape(repr(default))}", highlight=False)
     console.print(f"\n[bold]BibTeX[/bold]\n{escape(catalogue.citation(name))}", highlight=False)
     if diagram is not None:
-        _draw(model.program, diagram, torch.Generator(), graph_of)
+        _draw(model.program, diagram)
         console.print(f"\nplate diagram: {diagram}")
     elif _has_graphviz():
         console.print(f"\nplate diagram: pyrozoo show {name} --diagram {name}.svg")
@@ -93,7 +93,9 @@ def train(
         list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE.")
     ] = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-DATA-SEED.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/NAME-DATA-SEED.")
+    ] = None,
     data_root: Root = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
@@ -121,7 +123,9 @@ def train(
         command=command,
     )  # fmt: skip
     _print_figures(label, data, figures)
-    console.print(f"run folder  {folder}\nreport      [bold]{folder / 'report.html'}", highlight=False)
+    console.print(
+        f"run folder  {folder}\nreport      [bold]{folder / 'report.html'}", highlight=False
+    )
 
 
 @app.command()
@@ -151,7 +155,7 @@ def results() -> None:
     console.print(reproduction.table(reproduction.stored()))
 
 
-# ---- helpers -----------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------
 
 
 def _print_figures(label: str, data: str, figures: dict[str, Any]) -> None:
@@ -213,10 +217,10 @@ def _own_class(text: str) -> Any:
 
 def _own_model(cls: Any, spec: Any, seed: int, root: str | None) -> Any:
     """A user's program with a guide made for it; ``x_dim`` is passed where the class takes it."""
-    import torch
+
     from pyrozoo.guides import Amortized
     from pyrozoo.guides.inputs import graph_of
-
+    from pyrozoo.inference.modes import seeded
     from pyrozoo.zoo import runs
     from pyrozoo.zoo.catalogue import Model
 
@@ -224,8 +228,7 @@ def _own_model(cls: Any, spec: Any, seed: int, root: str | None) -> Any:
     options = dict(spec.get("options", {}))
     if "x_dim" in inspect.signature(cls).parameters:
         options.setdefault("x_dim", task.train["x"].shape[1])
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+    with seeded(seed):
         program = cls(**options)
         sites = graph_of(program).sites
         given = [name for name in ("x", "y") if name in sites]
@@ -250,12 +253,15 @@ def _has_graphviz() -> bool:
     return importlib.util.find_spec("graphviz") is not None and shutil.which("dot") is not None
 
 
-def _draw(program: Any, path: Path, *_: Any) -> None:
+def _draw(program: Any, path: Path) -> None:
     import pyro
+
     from pyrozoo.inference import Batch
 
     if not _has_graphviz():
-        raise ValueError("the plate diagram needs graphviz: the Python package and the program 'dot'")
+        raise ValueError(
+            "the plate diagram needs graphviz: the Python package and the program 'dot'"
+        )
     graph = pyro.render_model(program, model_args=(Batch.of(4),), render_distributions=True)
     path.write_bytes(graph.pipe(format=path.suffix.lstrip(".") or "svg"))
 

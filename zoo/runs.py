@@ -1,8 +1,8 @@
 """Runs: a specification, as an experiment file has it, becomes data, a fit, figures and a folder.
 
-A specification is a dictionary with the tables of the files in ``zoo/experiments``: ``method``, ``data``
-(name, split, labels, missing), ``options`` of the method, ``start`` (pretraining), ``fit``, and
-``published`` figures.
+A specification is a dictionary with the tables of the files in ``zoo/experiments``: ``method``,
+``data`` (name, split, labels, missing), ``options`` of the method, ``start`` (pretraining),
+``fit``, and ``published`` figures.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyrozoo.inference import Batch, Result, metrics, report
 from torch import Tensor
 
+from pyrozoo.inference import Batch, Result, metrics, report
 from pyrozoo.zoo import baselines, datasets
 from pyrozoo.zoo.catalogue import Model, create, list_methods, method
 
@@ -39,14 +39,17 @@ class Task:
     labels: Tensor  # of the training rows, whether shown to the training or not
     test: dict[str, Any]
     test_labels: Tensor
-    images: dict[str, tuple[int, ...]]
+    images: dict[str, tuple[int, int, int]]
     label_names: list[str] = field(default_factory=list)
+    truth: Tensor | None = None  # x of the test rows, without holes
 
 
 def experiments() -> list[str]:
     """Names of the experiment files."""
     folder = files("pyrozoo.zoo") / "experiments"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def load_experiment(name: str) -> Spec:
@@ -56,7 +59,9 @@ def load_experiment(name: str) -> Spec:
         ValueError: there is no such experiment, or the file has unknown tables.
     """
     if name not in experiments():
-        raise ValueError(f"no experiment is called {name!r} (there are: {', '.join(experiments())})")
+        raise ValueError(
+            f"no experiment is called {name!r} (there are: {', '.join(experiments())})"
+        )
     text = (files("pyrozoo.zoo") / "experiments" / f"{name}.toml").read_text()
     spec = tomllib.loads(text)
     if unknown := set(spec) - set(TABLES):
@@ -76,14 +81,15 @@ def default_spec(name: str, data: str) -> Spec:
 def make_task(spec: Spec, seed: int, root: str | None = None) -> Task:
     """Load the data of a specification and hide what it says.
 
-    ``labels`` is how many training labels are shown (default: none, or 100 for a method whose task is
-    semi-supervised); ``missing`` the share of training rows that lack one of the two halves of a
+    ``hidden_pixels`` is the share of entries of x that are hidden, in training and test rows alike;
+    ``labels`` is how many training labels are shown (default: none, or 100 for a method whose task
+    is semi-supervised); ``missing`` the share of training rows that lack one of the two halves of a
     multimodal method.
     """
     settings = dict(spec["data"])
     name = settings.pop("name")
     split, labels = settings.pop("split", "train"), settings.pop("labels", None)
-    missing = settings.pop("missing", 0.0)
+    missing, pixels = settings.pop("missing", 0.0), settings.pop("hidden_pixels", 0.0)
     if settings:
         raise ValueError(f"unknown settings of the data: {', '.join(settings)}")
     train = datasets.load(name, root, split)
@@ -95,17 +101,20 @@ def make_task(spec: Spec, seed: int, root: str | None = None) -> Task:
     if labels is None and kind == "semisupervised":
         labels = 100
     if labels is not None:
-        everything = labels == len(train.y)
+        everything = labels in ("all", len(train.y))
         shown["y"] = train.y if everything else datasets.hide_labels(train.y, labels, seed)
-    images = {"x": tuple(train.image_shape)}
-    return Task(shown, train.y, {"x": test.x}, test.y, images, list(train.label_names))
+    tested: dict[str, Any] = {"x": test.x}
+    if pixels:
+        generator = np.random.default_rng(seed)
+        for values, rows in ((shown, train.x), (tested, test.x)):
+            values["x"] = (rows, torch.from_numpy(generator.random(rows.shape) >= pixels))
+    images = {"x": train.image_shape}
+    return Task(shown, train.y, tested, test.y, images, list(train.label_names), test.x)
 
 
-def _halves(
-    train: datasets.Dataset, test: datasets.Dataset, missing: float, seed: int
-) -> Task:
+def _halves(train: datasets.Dataset, test: datasets.Dataset, missing: float, seed: int) -> Task:
     channels, height, width = train.image_shape
-    images = {
+    images: dict[str, tuple[int, int, int]] = {
         "x_left": (channels, height, width // 2),
         "x_right": (channels, height, width - width // 2),
     }
@@ -122,25 +131,36 @@ def _halves(
     return Task(shown, train.y, dict(datasets.halves(test)), test.y, images, names)
 
 
-def score(task_kind: str, result: Result, task: Task) -> dict[str, float]:
-    """The figures of a fitted method; which ones depends on its task.
+def score(result: Result, task: Task) -> dict[str, float]:
+    """The figures of a fitted method; which ones depends on what was observed.
 
-    Clustering: the clustering metrics on the rows that it was fitted to.  Semi-supervised: the share of
-    test rows whose most probable label is wrong (``test_error``), and the calibration error.
-    Multimodal: for each modality the squared error of predicting it from the others on test rows,
-    and that of the training mean (``mse_*``, ``mean_mse_*``).
+    Several modalities: for each the mean squared error of predicting it from the others on test
+    rows, beside that of the training mean (``mse_*``, ``mean_mse_*``).  Labels shown: the share of
+    test rows whose most probable label is wrong (``test_error``), and the calibration error.  A
+    finite site ``y`` and no labels: the clustering metrics on the rows that it was fitted to.
+    Hidden
+    pixels: the mean squared error of predicting them on test rows, beside that of the training
+    mean.
     """
-    if task_kind == "semisupervised":
-        probabilities = result.responsibilities(task.test)
-        return {
-            "test_error": 1 - metrics.accuracy(task.test_labels, probabilities.argmax(1)),
-            "calibration_error": metrics.calibration_error(probabilities, task.test_labels),
-        }
-    if task_kind == "multimodal":
+    if "x" not in task.train:
         return _cross_errors(result, task)
-    if "y" in task.train or not any("y: " in line for line in result.sites):
-        return {}
-    return metrics.clustering_report(task.labels, result.responsibilities(task.train))
+    figures: dict[str, float] = {}
+    if any(line.startswith("y: ") for line in result.sites):
+        if "y" in task.train:
+            probabilities = result.responsibilities(task.test)
+            figures["test_error"] = 1 - metrics.accuracy(task.test_labels, probabilities.argmax(1))
+            figures["calibration_error"] = metrics.calibration_error(
+                probabilities, task.test_labels
+            )
+        else:
+            figures |= metrics.clustering_report(task.labels, result.responsibilities(task.train))
+    test = Batch.of(task.test)
+    if test.partly("x") and task.truth is not None:
+        hidden, train = ~test.present("x"), Batch.of(task.train)
+        mean = train["x"].sum(0) / train.present("x").sum(0)
+        for name, guess in (("mse", result.predict(test, "x")), ("mean_mse", mean)):
+            figures[f"{name}_hidden"] = float((guess - task.truth).square()[hidden].mean())
+    return figures
 
 
 def _cross_errors(result: Result, task: Task) -> dict[str, float]:
@@ -179,8 +199,7 @@ def fit_spec(
     began = time.perf_counter()
     result = model.fit(task.train, seed=seed, progress=progress, start=start, **settings)
     seconds = time.perf_counter() - began
-    kind = method(model.method).task if model.method in list_methods() else "own"
-    figures = {**score(kind, result, task), "bound": result.history[-1]["bound"]}
+    figures = {**score(result, task), "bound": result.history[-1]["bound"]}
     return model, result, task, {**figures, "seconds": seconds}
 
 
@@ -211,14 +230,14 @@ def run(
         "command": command, "seed": str(seed), "seconds of training": f"{figures['seconds']:.0f}",
         **versions(),
     }  # fmt: skip
-    finite = [line.split(":")[0] for line in result.sites if "summed over" in line]
-    kind = method(model.method).task if model.method in list_methods() else "own"
-    data, labels = (task.test, task.test_labels) if kind == "semisupervised" else (task.train, task.labels)
+    finite = any(line.startswith("y: ") for line in result.sites)
+    supervised = "y" in task.train
+    data, labels = (task.test, task.test_labels) if supervised else (task.train, task.labels)
     report.write(
         folder / "report.html", result, data, labels=labels, label_names=task.label_names,
-        images=task.images, cluster=finite[0] if finite else None, baselines=rivals,
+        images=task.images, cluster="y" if finite else None, baselines=rivals,
         title=f"{model.method} on {spec['data']['name']}", facts=facts,
-        classes=kind == "semisupervised",
+        classes=supervised and finite,
     )  # fmt: skip
     everything = {**figures, **rivals}
     result.write_history(folder / "history.csv")
@@ -232,13 +251,11 @@ def run(
 
 def _rivals(model: Model, spec: Spec, task: Task, seed: int) -> dict[str, dict[str, float]]:
     """k-means and autoencoder + mixture for a clustering method, on the same rows."""
-    if "x" not in task.train or "y" in task.train or not hasattr(model.program, "logits"):
+    if "x" not in task.train or "y" in task.train or "num_clusters" not in model.options:
         return {}
-    options = {
-        key: model.options[key] for key in ("hidden", "latent_dim") if key in model.options
-    }
+    options = {key: model.options[key] for key in ("hidden", "latent_dim") if key in model.options}
     epochs = spec.get("start", {}).get("epochs", 20)
-    clusters = len(model.program.logits)
+    clusters = model.options["num_clusters"]
     return baselines.clustering_baselines(
         task.train["x"], task.labels, clusters, seed=seed, epochs=epochs, **options
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO
+
 from pyrozoo.guides import Amortized, Classifier, Sequential
 from pyrozoo.inference import Batch, EnumELBO
 from pyrozoo.zoo.clustering import VaDE
@@ -55,30 +56,36 @@ def m2(rows, labelled, x_dim=784, hidden=(500,)):
 
 def contestants(program, guide, data, hand):
     """Name -> a function that does one step."""
-    steps = {}
-    batch = Batch.of(data)
-    enum = EnumELBO(observed_guide_weights={"y": 0.1} if "y" in data else None)
-    for name in ("by hand", "TraceEnum_ELBO", "EnumELBO"):
-        p, q = copy.deepcopy((program, guide))
-        parameters = [*p.parameters(), *q.parameters()]
-        optimiser = torch.optim.Adam(parameters, lr=1e-4, fused=True)
-        ready = batch.to(dtype=torch.float32)
-        if name == "by hand":
-            loss = lambda p=p, q=q: hand(p, q)  # noqa: E731
-        elif name == "EnumELBO":
-            module = enum(p, q)
-            loss = lambda module=module: module(ready)  # noqa: E731
-        else:
-            module = TraceEnum_ELBO(max_plate_nesting=1)(*enum.pair(p, q))
-            loss = lambda module=module: module(ready) / len(ready)  # noqa: E731
+    batch = Batch.of(data).to(dtype=torch.float32)
+    objective = EnumELBO(observed_guide_weights={"y": 0.1} if "y" in data else None)
 
-        def step(loss=loss, optimiser=optimiser):
-            optimiser.zero_grad(set_to_none=True)
-            loss().backward()
-            optimiser.step()
+    def by_hand(p, q):
+        return lambda: hand(p, q)
 
-        steps[name] = step
-    return steps
+    def stock(p, q):
+        module = TraceEnum_ELBO(max_plate_nesting=1)(*objective.pair(p, q))
+        return lambda: module(batch) / len(batch)
+
+    def ours(p, q):
+        module = objective(p, q)
+        return lambda: module(batch)
+
+    makers = {"by hand": by_hand, "TraceEnum_ELBO": stock, "EnumELBO": ours}
+    return {name: stepper(make, *copy.deepcopy((program, guide))) for name, make in makers.items()}
+
+
+def stepper(make, program, guide):
+    """One step of torch's fused Adam on the loss that ``make`` returns."""
+    loss = make(program, guide)
+    parameters = [*program.parameters(), *guide.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+
+    def step():
+        optimiser.zero_grad(set_to_none=True)
+        loss().backward()
+        optimiser.step()
+
+    return step
 
 
 def measure(steps, rounds, warm_up=3):

@@ -20,9 +20,10 @@ y            the mixing weights alone
 Source: Zhuxi Jiang, Yin Zheng, Huachun Tan, Bangsheng Tang, Hanning Zhou, "Variational deep
 embedding: an unsupervised and generative approach to clustering" (2017).
 
-Deviations: the sum over clusters is exact, where the released loss mixes responsibilities at one draw
-with an expectation in closed form; weights are logits and scales a softplus, where raw parameters could
-leave their range; the mixture starts from the best of several k-means-seeded EM runs, by likelihood.
+Deviations: the sum over clusters is exact, where the released loss mixes responsibilities at one
+draw with an expectation in closed form; weights are logits and scales a softplus, where raw
+parameters could leave their range; the mixture starts from the best of several k-means-seeded EM
+runs, by likelihood.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
 from pyrozoo.guides import Mean
 from pyrozoo.inference import Batch, EnumELBO, fit, predict
-from pyrozoo.zoo.baselines import gmm
+from pyrozoo.zoo.baselines import Covariance, gmm
 from pyrozoo.zoo.networks import Decoder, inverse_positive_scale, positive_scale
-from torch import Tensor, nn
 
 
 class VaDE(nn.Module):
@@ -98,20 +101,21 @@ def start_mixture(
     epochs: int = 20,
     batch_size: int = 256,
     lr: float = 1e-3,
-    covariance: str = "full",
+    covariance: Covariance = "full",
     num_starts: int = 10,
     seed: int = 0,
     progress: bool = False,
 ) -> None:
-    """Pretrain as an autoencoder, then put the mixture on its codes; labels are not looked at.
+    """Pretrain as an autoencoder, then put the mixture on its codes.
 
     The autoencoder is the pair itself with a noiseless guide and only the likelihood in the
     objective.  The mixture is the most likely of ``num_starts`` Gaussian mixtures fitted by EM from
-    k-means; of a full-covariance mixture the components' own variances are taken.
+    k-means; of a full-covariance mixture the components' own variances are taken.  Labels that the
+    data hold name the components and count as certain; without any, none are looked at.
 
     Args:
         program, guide: trained in place.
-        data: with x; only x is used.
+        data: with x, and perhaps y.
         epochs, batch_size, lr: of the autoencoder.
         covariance: ``"full"`` or ``"diag"``, of the mixture on the codes.
         num_starts: mixtures from which the most likely is taken.
@@ -124,10 +128,21 @@ def start_mixture(
         program, Mean(guide), only_x, objective=reconstruction, epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
     )  # fmt: skip
-    codes = predict(program, Mean(guide), only_x, "z", num_samples=1).double().numpy()
+    codes = predict(program, Mean(guide), only_x, "z", num_samples=1).double().cpu().numpy()
     mixture = gmm(codes, len(program.logits), seed, covariance, num_starts)
     share = mixture.predict_proba(codes)
-    weights = share.mean(0)
-    means = share.T @ codes / share.sum(0)[:, None]
-    scales = np.sqrt(share.T @ codes**2 / share.sum(0)[:, None] - means**2)
-    program.set_mixture(weights, means, scales)
+    if "y" in data:
+        share = _named_by_labels(share, data["y"].cpu().numpy(), data.present("y").cpu().numpy())
+    total = share.sum(0)[:, None] + 1e-9
+    means = share.T @ codes / total
+    scales = np.sqrt((share.T @ codes**2 / total - means**2).clip(0))
+    program.set_mixture(share.mean(0) + 1e-9, means, scales)
+
+
+def _named_by_labels(share: Any, labels: Any, known: Any) -> Any:
+    """Responsibilities ``(rows, K)`` with components in the order of the labels they agree with."""
+    size = share.shape[1]
+    agreement = np.stack([share[known & (labels == k)].sum(0) for k in range(size)])
+    share = share[:, linear_sum_assignment(agreement, maximize=True)[1]]
+    share[known] = np.eye(size)[labels[known]]
+    return share

@@ -17,8 +17,8 @@ some x_m in a row   learns from incomplete rows
 one x_m, at test    predicts the others from it
 =================== ==================================================
 
-Source: Mike Wu, Noah Goodman, "Multimodal generative models for scalable weakly-supervised learning"
-(2018).
+Source: Mike Wu, Noah Goodman, "Multimodal generative models for scalable weakly-supervised
+learning" (2018).
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from torch import Tensor, nn
+
 from pyrozoo.inference import Batch
 from pyrozoo.zoo.networks import Decoder
-from torch import Tensor, nn
 
 
 class MVAE(nn.Module):

@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
 from pyrozoo.zoo.networks.batched import batched
 from pyrozoo.zoo.networks.dense import GaussianEncoder
 from pyrozoo.zoo.networks.likelihoods import Likelihood
 from pyrozoo.zoo.networks.likelihoods import likelihood as make_likelihood
 from pyrozoo.zoo.networks.mlp import MLP, make_activation
-from torch import Tensor, nn
 
 
 class ConvEncoder(GaussianEncoder):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
 from pyrozoo.zoo.networks.likelihoods import (
     Likelihood,
     inverse_positive_scale,
@@ -11,7 +13,6 @@ from pyrozoo.zoo.networks.likelihoods import (
 )
 from pyrozoo.zoo.networks.likelihoods import likelihood as make_likelihood
 from pyrozoo.zoo.networks.mlp import MLP
-from torch import Tensor, nn
 
 
 class GaussianEncoder(nn.Module):

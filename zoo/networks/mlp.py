@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pyrozoo.zoo.networks.batched import broadcast_leading, broadcast_shapes
 from torch import Tensor, nn
+
+from pyrozoo.zoo.networks.batched import broadcast_leading, broadcast_shapes
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -16,11 +16,11 @@ x, y (part)  semi-supervised, the published use
 x            collapses: nothing asks the decoder to use y, and q(y | x) turns uniform
 ============ ==========================================================================
 
-On rows whose label is known, q(y | x) is no part of the bound; it learns from the classification term
-alpha log q(y | x), the objective's ``observed_guide_weights={"y": alpha}``.
+On rows whose label is known, q(y | x) is no part of the bound; it learns from the classification
+term alpha log q(y | x), the objective's ``observed_guide_weights={"y": alpha}``.
 
-Source: Diederik P. Kingma, Danilo J. Rezende, Shakir Mohamed, Max Welling, "Semi-supervised learning
-with deep generative models" (2014).
+Source: Diederik P. Kingma, Danilo J. Rezende, Shakir Mohamed, Max Welling, "Semi-supervised
+learning with deep generative models" (2014).
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from torch import Tensor, nn
+
 from pyrozoo.inference import Batch
 from pyrozoo.zoo.networks import Decoder, one_hot
-from torch import Tensor, nn
 
 
 class M2(nn.Module):

@@ -1,0 +1,42 @@
+"""Programs and guides outside the row-wise bound are left to Pyro's own objective."""
+
+from __future__ import annotations
+
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor
+
+from pyrozoo.inference.plan import Plan
+from pyrozoo.inference.terms import nesting
+
+
+def stock(plan: Plan, num_particles: int) -> TraceEnum_ELBO:
+    """Pyro's objective: the sum over rows, as a scalar."""
+    return TraceEnum_ELBO(
+        num_particles=num_particles,
+        vectorize_particles=num_particles > 1,
+        max_plate_nesting=nesting(plan),
+        strict_enumeration_warning=False,
+    )
+
+
+def outside(plan: Plan) -> str:
+    """Why a program or guide is outside the class of the row-wise bound ('' if it is inside)."""
+    for graph, side in ((plan.program, "program"), (plan.guide, "guide")):
+        for name, site in graph.sites.items() if graph else ():
+            summed = name in plan.summed if side == "program" else site.summable
+            if plan.roles.get(name) in ("given", "masked", "own", "pruned"):
+                continue
+            if site.infer.get("_markov_depth"):
+                return f"site {name!r} lies in a markov context"
+            if site.infer.get("enumerate") == "sequential":
+                return f"site {name!r} is enumerated one value at a time"
+            if site.infer.get("num_samples"):
+                return f"site {name!r} is sampled several times in place of being summed"
+            if summed and not site.local:
+                return f"summed site {name!r} is outside the plate over the data"
+            if isinstance(site.scale, Tensor) and site.scale.dim() and summed:
+                return f"summed site {name!r} has a scale with dimensions"
+            enumerated = site.summable and site.infer.get("enumerate", "parallel") == "parallel"
+            if side == "guide" and not (enumerated or site.fn.has_rsample):
+                return f"site {name!r} of the guide is neither summed nor reparameterised"
+    return ""
