@@ -20,9 +20,9 @@ from sklearn.decomposition import PCA
 
 from pyrozoo.inference import plots
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.view import View
+from pyrozoo.inference.view import MAX_POINTS, View
 
-MAX_POINTS, MAX_CLUSTERS, NUM_DRAWS = 3000, 20, 12
+MAX_CLUSTERS, NUM_DRAWS = 20, 12
 DPI = 200  # twice what is shown, for fine screens
 
 DARK = {plots.INK: "#e6e8ec", plots.MUTED: "#a3a9b5", plots.FAINT: "#3d424d"}
@@ -78,12 +78,19 @@ def samples(view: View) -> list[Card]:
             pictures = drawn.reshape(len(groups), count, *view.images[name])
             figure = plots.image_rows(list(zip(heads, pictures, strict=True)), view.limits(name))
             cards.append(Card("samples" + kind, title, figure))
-        elif not view.images and (known := view.observed(name)).shape[1:] == drawn.shape[1:]:
-            spread = np.where(known.std(0) > 0, known.std(0), 1)
+        elif not view.images:
+            known = view.observed(name, view.choose(MAX_POINTS, name))
+            if known.shape[1:] != drawn.shape[1:]:
+                continue
+            with warnings.catch_warnings():  # columns without any value
+                warnings.simplefilter("ignore", RuntimeWarning)
+                centre, spread = np.nanmean(known, 0), np.nanstd(known, 0)
+            spread[~(spread > 0)] = 1
             mean = drawn.reshape(len(groups), count, -1).mean(1)
             ticks = [h or f"draw {i + 1}" for i, h in enumerate(heads)]
             labels = ("", f"columns of {name}", "standard deviations")
-            figure = plots.heat_map((mean - known.mean(0)) / spread, ticks, labels=labels)
+            profile = np.nan_to_num((mean - centre) / spread)
+            figure = plots.heat_map(profile, ticks, labels=labels)
             cards.append(Card("profiles" + kind, title, figure))
     return cards
 
@@ -95,7 +102,7 @@ def rebuilt(view: View) -> list[Card]:
     for name in sites:
         rows = view.choose(NUM_DRAWS if name in view.images else 500, name)
         some = view.hidden[rows]
-        parts = {"observed": view.observed(name)[rows], "rebuilt": view.predict(some, name)}
+        parts = {"observed": view.observed(name, rows), "rebuilt": view.predict(some, name)}
         if len({values.shape for values in parts.values()}) > 1:
             continue  # such as labels, whose prediction is probabilities
         if len(sites) > 1:

@@ -222,12 +222,13 @@ def fit(
     train, held_out = fabric.to_device(train), fabric.to_device(held_out)
     base_rates = [group["lr"] for group in engine.param_groups]
     scheduled = {name: torch.ones((), device=fabric.device) for name in weights or {}}
-    objective.weights.update(scheduled)
 
+    shown = "loss" if 0 in objective.weights.values() else "bound"
+    objective.weights.update(scheduled)
     generator = torch.Generator().manual_seed(seed)
     state = _State(generator)
     path = None if folder is None else Path(folder) / "checkpoint.safetensors"
-    with seeded(seed), pyro.validation_enabled(False), _bar(progress, title) as bar:
+    with seeded(seed), pyro.validation_enabled(False), _bar(progress, title, shown) as bar:
         if path is not None and resume and path.exists():
             state.load(path, result, engine)
         if progress and bar.console:
@@ -379,7 +380,8 @@ class _State:
 class _bar:
     """A progress bar: epoch, bound in nats per datum, time left."""
 
-    def __init__(self, show: bool, title: str) -> None:
+    def __init__(self, show: bool, title: str, shown: str) -> None:
+        self.shown = shown  # "bound", or "loss" where the objective is no bound
         self.console = Console(stderr=True) if show else None
         self.title = title
         self.progress: Progress | None = None
@@ -412,6 +414,6 @@ class _bar:
 
     def show(self, epoch: int, epochs: int, record: Record) -> None:
         if self.progress is not None:
-            name = "val_bound" if "val_bound" in record else "bound"
+            name = "val_bound" if "val_bound" in record else self.shown
             text = f"epoch {epoch}/{epochs}  {name} {record[name]:.2f} nats per datum"
             self.progress.update(self.task, text=text)

@@ -22,15 +22,14 @@ INK, MUTED, FAINT = "#2b303b", "#6b7280", "#d5d9e0"
 ACCENT, SECOND = "#3f7fbf", "#e07b00"
 COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300",
-    "#b9ac70", "#5b5f69", "#92dadd", "#1a7f5a", "#e377c2", "#17306e", "#8fbf3f",
-    "#c9a0dc", "#6b4c00", "#00b3a4", "#f2b5a7", "#4d7ea8", "#7a0c3a",
+    "#b9ac70", "#717581", "#92dadd", "#1a7f5a", "#e377c2", "#4455c4", "#8fbf3f",
+    "#c9a0dc", "#8f6a10", "#00b3a4", "#f2b5a7", "#4d7ea8", "#b0306a",
 )  # fmt: skip
 """Colours of groups; the first ten are M. A. Petroff's (2021), made for the colour-blind."""
 
 COUNTS = LinearSegmentedColormap.from_list("counts", [(0.25, 0.5, 0.75, a) for a in (0, 1)])
-SIGNED = LinearSegmentedColormap.from_list(
-    "signed", [(0.13, 0.4, 0.7, 1), (0.6, 0.6, 0.6, 0), (0.85, 0.45, 0, 1)]
-)
+BLUE, NOTHING, ORANGE = (0.13, 0.4, 0.7, 1), (0.6, 0.6, 0.6, 0), (0.85, 0.45, 0, 1)
+SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, NOTHING, ORANGE])
 
 
 def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> Figure:
@@ -41,8 +40,7 @@ def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> F
         kept: the epoch whose parameters were kept, marked by a line.
     """
     skip = ("epoch", "loss", "seconds", "bound")
-    found = [n for n in history[-1] if n not in skip and not n.startswith("val_")]
-    names = ["bound", *found]
+    names = ["bound", *(n for n in history[-1] if n not in skip and not n.startswith("val_"))]
     columns = 4 if len(names) in (4, 7, 8) else min(3, len(names))
     rows = math.ceil(len(names) / columns)
     fig = Figure(figsize=(min(9.4, 3.6 * columns), 2.3 * rows), layout="constrained")
@@ -71,7 +69,7 @@ def image_rows(
 
     Args:
         rows: headings with images ``(n, channels, height, width)``; three channels are drawn in
-            colour, any other number as their mean, in grey.
+            colour, any other number as their mean, in grey; NaN is half grey.
         limits: the values shown as black and as white.
         height: of one picture, in inches.
     """
@@ -82,7 +80,7 @@ def image_rows(
         for j, image in enumerate(images):
             y, x = i * (tall + pad), j * (wide + pad)
             unit = np.clip((image - limits[0]) / ((limits[1] - limits[0]) or 1), 0, 1)
-            unit = unit if len(unit) == 3 else unit.mean(0, keepdims=True)
+            unit = np.nan_to_num(unit if len(unit) == 3 else unit.mean(0)[None], nan=0.5)
             board[y : y + tall, x : x + wide, :3] = unit.transpose(1, 2, 0)
             board[y : y + tall, x : x + wide, 3] = 1
     board = board[:-pad, :-pad]
@@ -100,10 +98,7 @@ def image_rows(
 
 
 def heat_map(
-    values: Array,
-    rows: Sequence[str],
-    columns: Sequence[str] = (),
-    labels: Sequence[str] = ("",) * 3,
+    values: Array, rows: Sequence[str], columns: Sequence[str] = (), labels: Sequence[str] = "   "
 ) -> Figure:
     """Draw a matrix in colour.
 
@@ -122,16 +117,14 @@ def heat_map(
     cmap, low = (COUNTS, 0.0) if counts else (SIGNED, -top)
     mesh = ax.imshow(shown, cmap, aspect="auto", vmin=low, vmax=top, interpolation="nearest")
     for (i, j), value in np.ndenumerate(values) if counts and max(values.shape) <= 25 else ():
-        text, colour = (
-            (str(value), "white" if shown[i, j] > 0.55 else INK) if value else ("·", MUTED)
-        )
-        ax.text(j, i, text, ha="center", va="center", fontsize=7.5, color=colour)
+        colour = "white" if shown[i, j] > 0.55 else INK if value else MUTED
+        ax.text(j, i, str(value or "·"), ha="center", va="center", fontsize=7.5, color=colour)
     if not counts:
         bar = fig.colorbar(mesh, ax=ax, pad=0.01, aspect=30)
         _style(bar.ax, frame=False)
         bar.set_label(labels[2], fontsize=8.5, color=MUTED)
     if len(rows) <= 40:
-        ax.set_yticks(range(len(rows)), [_short(n) for n in rows])
+        ax.set_yticks(range(len(rows)), [_short(n, 28) for n in rows])
     if 0 < len(columns) <= 40:
         names = [_short(n) for n in columns]
         ax.set_xticks(range(len(names)), names, rotation=60 if max(map(len, names)) > 3 else 0)
@@ -222,9 +215,9 @@ def reliability(probabilities: Array, labels: Array, num_bins: int = 15) -> Figu
 
 
 def agreement(observed: Array, rebuilt: Mapping[str, Array]) -> Figure:
-    """Draw rebuilt values against observed ones, at most 3000 entries; one panel per title."""
+    """Draw rebuilt values against observed ones that are not NaN, one panel per title."""
     fig = Figure(figsize=(4.5 * len(rebuilt), 3.9), layout="constrained")
-    pick = np.random.default_rng(0).permutation(observed.size)[:3000]
+    pick = np.random.default_rng(0).permutation(np.flatnonzero(~np.isnan(observed)))[:3000]
     x = observed.reshape(-1)[pick]
     for i, (title, values) in enumerate(rebuilt.items()):
         ax = _axes(fig, (1, len(rebuilt), i + 1), title)
@@ -235,7 +228,7 @@ def agreement(observed: Array, rebuilt: Mapping[str, Array]) -> Figure:
 
 
 def _axes(
-    fig: Figure, place: tuple[int, int, int] = (1, 1, 1), title: str = "", frame: bool = True
+    fig: Figure, place: Sequence[int] = (1, 1, 1), title: str = "", frame: bool = True
 ) -> Any:
     ax = fig.add_subplot(*place)
     _style(ax, frame)

@@ -24,7 +24,7 @@ from pyrozoo.inference.plots import COLOURS
 
 Array = NDArray[Any]
 
-MAX_SITES = 6
+MAX_SITES, MAX_POINTS = 6, 3000
 
 
 class View:
@@ -46,7 +46,7 @@ class View:
         self.batch = Batch.of(data).to(device)
         if len(self.batch) == 0:
             raise ValueError("there are no rows to report on")
-        graph = read_graph(result.program, self.batch)
+        graph = read_graph(result.program, self.batch[:2])
         local = {n: s for n, s in graph.sites.items() if s.kind == "sample" and s.local}
         self.inner = {n: s for n, s in local.items() if graph.descendants(n)}
         self.leaves = {n: s for n, s in local.items() if n not in self.inner}
@@ -77,7 +77,7 @@ class View:
         self.clusters: list[int] = []
         if self.cluster is not None:
             self.hidden = self.batch.drop(self.cluster)
-            self.probs = _numpy(result.responsibilities(self.hidden, self.cluster))
+            self.probs = _numpy(result.responsibilities(self.hidden, self.cluster, batch_size=512))
             self.found = self.probs.argmax(1)
             self.clusters = list(range(self.probs.shape[1]))
             self.shares = np.bincount(self.found, minlength=len(self.clusters)) / len(self.found)
@@ -138,14 +138,15 @@ class View:
         """What the pair expects at a site, ``(rows, columns)``."""
         return _numpy(self.result.predict(batch, name, **options).flatten(1))
 
-    def observed(self, name: str) -> Array:
-        """The values of a site, ``(rows, columns)``; no columns where it is not observed."""
-        rows = len(self.batch)
-        return (
-            _numpy(self.batch[name].reshape(rows, -1))
-            if name in self.batch
-            else np.zeros((rows, 0))
-        )
+    def observed(self, name: str, rows: Array) -> Array:
+        """The values of a site in some rows, ``(rows, columns)``: NaN where missing."""
+        some = self.batch[rows]
+        if name not in some:
+            return np.zeros((len(rows), 0))
+        value, known = some[name], some.present(name)
+        known = known.reshape(known.shape + (1,) * (value.dim() - known.dim())).expand_as(value)
+        found = np.where(_numpy(known) > 0, _numpy(value), math.nan)
+        return found.reshape(len(rows), -1)
 
     def choose(self, count: int, name: str = "") -> Array:
         """Rows at random, among those that know a site; with labels in order, evenly."""
@@ -160,7 +161,8 @@ class View:
 
     def limits(self, name: str) -> tuple[float, float]:
         """What is black and what is white: zero and one, unless the data go beyond."""
-        values = self.observed(name)
+        values = self.observed(name, self.choose(MAX_POINTS))
+        values = values[~np.isnan(values)]
         if not values.size or (values.min() >= 0 and values.max() <= 1):
             return 0.0, 1.0
         return float(values.min()), float(values.max())

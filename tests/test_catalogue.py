@@ -153,7 +153,7 @@ def test_a_run_folder_has_everything(tmp_path):
     assert page.count("<img") + page.count("<svg") >= 5
 
 
-OWN = '''
+OWN = """
 import pyro
 import pyro.distributions as dist
 import torch
@@ -169,7 +169,7 @@ class Model(nn.Module):
         with pyro.plate("data", len(batch)):
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
             pyro.sample("x", self.decoder(z))
-'''
+"""
 
 
 def invoke(*words):
@@ -182,7 +182,12 @@ def test_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "vade" in invoke("list").output
     shown = invoke("show", "m2").output
-    for part in ("p(y, z, x)" if False else "Categorical", "summed over", "@inproceedings", "alpha"):
+    for part in (
+        "p(y, z, x)" if False else "Categorical",
+        "summed over",
+        "@inproceedings",
+        "alpha",
+    ):
         assert part in shown
     (tmp_path / "my.py").write_text(OWN)
     done = invoke("train", "./my.py:Model", "--epochs", "1", "--out", "own")

@@ -312,6 +312,39 @@ def test_sums_in_an_inner_plate_are_exact_with_missing_entries():
         close(sum(terms.values()), right)
 
 
+class Two(nn.Module):
+    """a ~ Categorical, b | a ~ Categorical, and x | b; as a guide, without x and reading it."""
+
+    def __init__(self, of_guide):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(2))
+        self.b = nn.Parameter(torch.randn(2, 3))
+        self.loc = nn.Parameter(torch.randn(3))
+        self.of_guide = of_guide
+
+    def forward(self, batch):
+        with pyro.plate("data", len(batch)):
+            logits = self.a * batch["x"].unsqueeze(-1) if self.of_guide else self.a
+            a = pyro.sample("a", dist.Categorical(logits=logits))
+            b = pyro.sample("b", dist.Categorical(logits=self.b[a]))
+            if not self.of_guide:
+                pyro.sample("x", dist.Normal(self.loc[b], 1.0))
+
+
+def test_expectations_over_two_sites_of_the_guide():
+    p, q, data = Two(False), Two(True), {"x": torch.randn(ROWS)}
+    objective = EnumELBO()
+    mine = objective.differentiable_loss(p, q, data)
+    close(mine, stock(objective, p, q, data))
+    log_q = (q.a * data["x"].unsqueeze(-1)).log_softmax(-1).unsqueeze(-1) + q.b.log_softmax(-1)
+    log_p = p.a.log_softmax(-1).unsqueeze(-1) + p.b.log_softmax(-1)
+    density = dist.Normal(p.loc, 1.0).log_prob(data["x"].unsqueeze(-1)).unsqueeze(-2)
+    right = -(log_q.exp() * (log_p + density - log_q)).sum((-1, -2)).mean()
+    close(mine, right)
+    for a, b in zip(gradients(mine, p, q), gradients(right, p, q), strict=True):
+        close(a, b, 1e-9, 1e-11)
+
+
 # ---- scales in a program ----------------------------------------------------------------------------
 
 

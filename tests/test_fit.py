@@ -100,7 +100,13 @@ def test_resume_is_bit_equal(tmp_path, interrupted_after):
             "clip": 1.0,
         }
         result = quiet(
-            program, guide, {"x": data()["x"]}, epochs=epochs, folder=folder, resume=resume, **options
+            program,
+            guide,
+            {"x": data()["x"]},
+            epochs=epochs,
+            folder=folder,
+            resume=resume,
+            **options,
         )
         return result
 
@@ -208,7 +214,9 @@ def test_callbacks_and_patience_stop():
     )
     assert (result.epoch, result.stopped) == (3, "a callback")
     program, guide = make()
-    result = quiet(program, guide, {"x": data()["x"]}, epochs=400, lr=0.3, patience=3, validation=0.3)
+    result = quiet(
+        program, guide, {"x": data()["x"]}, epochs=400, lr=0.3, patience=3, validation=0.3
+    )
     assert result.epoch < 400
     assert "3 epochs" in result.stopped
 

@@ -126,9 +126,7 @@ def test_one_site_of_a_chain_may_be_known(x):
     a = torch.tensor([0, 1, 0, 1, 0, 1, 0])
     exact = program.exact(x).detach()
     expected = torch.stack([exact[i, a[i]] / exact[i, a[i]].sum() for i in range(ROWS)])
-    torch.testing.assert_close(
-        responsibilities(program, Nothing(), {"x": x, "a": a}), expected
-    )
+    torch.testing.assert_close(responsibilities(program, Nothing(), {"x": x, "a": a}), expected)
 
 
 def test_vade_responsibilities_are_those_at_the_draws():
@@ -156,9 +154,7 @@ def test_guide_side_responsibilities_are_the_classifier():
 def test_slices_do_not_matter(x):
     program = Chain()
     whole = responsibilities(program, Nothing(), {"x": x})
-    torch.testing.assert_close(
-        responsibilities(program, Nothing(), {"x": x}, batch_size=2), whole
-    )
+    torch.testing.assert_close(responsibilities(program, Nothing(), {"x": x}, batch_size=2), whole)
 
 
 def test_draws_and_predictions_of_a_conjugate_model(x):

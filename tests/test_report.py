@@ -140,7 +140,7 @@ def test_writing_changes_nothing_and_repeats_exactly(fitted, coarse, tmp_path):
     assert all(torch.equal(before[k], v) for k, v in fitted.parameters.items())
 
 
-def test_without_labels_and_without_images(fitted, coarse, tmp_path):
+def test_without_labels_and_without_images(fitted, blank, tmp_path):
     scores = report.write(tmp_path / "page.html", fitted, {"x": X})
     assert set(scores) == {"bound", "val_bound", "mean_confidence", "clusters_used"}
     found = Page(tmp_path / "page.html")
@@ -157,13 +157,25 @@ def test_few_rows_one_latent_dimension_and_many_columns(rows, coarse, tmp_path):
     assert len(Page(tmp_path / "page.html").images) == 6
 
 
-def test_one_cluster_used_and_identical_codes(fitted, coarse, tmp_path):
+def test_one_cluster_used_and_identical_codes(fitted, blank, tmp_path):
     scores = report.write(tmp_path / "page.html", fitted, {"x": X[:1].expand(9, -1)}, labels=Y[:9])
     assert scores["clusters_used"] == 1
     assert "of 4" in " ".join(Page(tmp_path / "page.html").words)
 
 
-def test_no_cluster_and_several_modalities(coarse, tmp_path):
+def test_missing_entries_and_columns(blank, tmp_path):
+    known = torch.rand(X.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    known[:, 3], known[5] = False, False
+    program = VaDE(64, 3, 2, (16,))
+    data = {"x": (X, known)}
+    result = train(program, Amortized(program, ["x"], (16,)), data)
+    path = tmp_path / "page.html"
+    for images in (None, IMAGES):
+        assert report.write(path, result, data, images=images)["clusters_used"] <= 3
+        assert len(Page(path).images) == 5
+
+
+def test_no_cluster_and_several_modalities(blank, tmp_path):
     data = datasets.halves(X, (1, 8, 8))
     program = MVAE(dict.fromkeys(data, 32), 2, (16,))
     result = train(program, ProductOfExperts(program, list(data), hidden=(16,)), data)
@@ -269,13 +281,13 @@ def test_reliability_bins_are_those_of_the_calibration_error():
 
 
 def test_plots_work_on_their_own():
-    many = {k: str(k) for k in range(45)}
+    many = {k: str(k) for k in range(42)}
     colours = {k: plots.COLOURS[k % 20] for k in many}
-    ids = np.arange(90) % 45
+    ids = np.arange(90) % 42
     assert isinstance(
         plots.codes(np.linspace(0, 1, 90)[:, None], [("t", ids, many, colours)], ["z"]), Figure
     )
-    counts = np.eye(45, dtype=int)
+    counts = np.eye(42, dtype=int)
     assert isinstance(plots.heat_map(counts, list(many.values()), list(many.values())), Figure)
     colour = np.zeros((3, 3, 16, 16))
     assert isinstance(plots.image_rows([("three channels", colour)], (-1, 1)), Figure)

@@ -176,6 +176,16 @@ def test_labels_stay_in_every_subset(pattern):
     close(subset.differentiable_loss(p, q, data), objective.differentiable_loss(p, q, data))
 
 
+def test_a_row_that_knows_its_label_alone_keeps_it():
+    p, q = CASES["vade"].pair()
+    data = CASES["vade"].data()
+    known = torch.arange(ROWS) > 2
+    data["x"] = (data["x"], known)
+    rows = SubsetELBO([["x"]], inputs=INPUTS).per_row(p, q, data)
+    close(rows, EnumELBO(inputs=INPUTS).per_row(p, q, data))
+    assert rows[:3].all()
+
+
 def test_global_latents_count_once_per_copy():
     case = CASES["globals"]
     p, q = case.pair()

@@ -133,6 +133,7 @@ def reproduce(
     name: Annotated[str, typer.Argument(help="An experiment; without one, they are listed.")] = "",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.", min=1)] = 5,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/results"),
+    rivals: Annotated[bool, typer.Option(help="The baselines on the same data too.")] = True,
     data_root: Root = None,
 ) -> None:
     """Run an experiment over seeds and store mean, sd and each seed's figures."""
@@ -142,17 +143,23 @@ def reproduce(
         for experiment in runs.experiments():
             console.print(experiment, highlight=False)
         return
-    path = reproduction.reproduce(name, seeds, out, root=data_root)
+    path = reproduction.reproduce(name, seeds, out, root=data_root, rivals=rivals)
     console.print(reproduction.table([json.loads(path.read_text())]))
     console.print(f"stored in {path}", highlight=False)
 
 
 @app.command()
-def results() -> None:
+def results(
+    readme: Annotated[
+        Path | None, typer.Option(help="Write the table into this README, between its markers.")
+    ] = None,
+) -> None:
     """Print all stored results beside the published figures."""
     from pyrozoo.zoo import reproduction
 
     console.print(reproduction.table(reproduction.stored()))
+    if readme is not None:
+        reproduction.write_readme(readme)
 
 
 # ---- helpers -------------------------------------------------------------------------------------

@@ -15,15 +15,19 @@ from rich.table import Table
 
 from pyrozoo.zoo import runs
 
-HEADLINE = {
-    "clustering": "hungarian_accuracy",
-    "semisupervised": "test_error",
-    "multimodal": "mse_x_right",
-}
+HEADLINES = (
+    "hungarian_accuracy", "nmi", "test_error", "mse_hidden", "mean_mse_hidden",
+    "mse_x_left", "mean_mse_x_left", "mse_x_right", "mean_mse_x_right",
+    "kmeans_hungarian_accuracy", "ae_gmm_hungarian_accuracy",
+)  # fmt: skip
 
 
-def reproduce(name: str, seeds: int, folder: Path, root: str | None = None) -> Path:
+def reproduce(
+    name: str, seeds: int, folder: Path, root: str | None = None, rivals: bool = True
+) -> Path:
     """Run seeds 0 .. ``seeds - 1`` of an experiment; finished seeds in the file are not run again.
+
+    With ``rivals`` the baselines run too, on the same rows with the same seed, where there are any.
 
     Returns:
         the JSON file: for each figure the mean, the sd (of the sample) and each seed's value.
@@ -40,7 +44,10 @@ def reproduce(name: str, seeds: int, folder: Path, root: str | None = None) -> P
     for seed in range(seeds):
         if str(seed) in done:
             continue
-        *_, figures = runs.fit_spec(spec, seed, root=root)
+        model, _, task, figures = runs.fit_spec(spec, seed, root=root)
+        if rivals:
+            for rival, row in runs.rivals_of(model, spec, task, seed).items():
+                figures |= {f"{rival}_{key}": value for key, value in row.items()}
         done[str(seed)] = figures
         runs._write_json(path, _record(name, spec, done))
     return path
@@ -85,20 +92,51 @@ def stored() -> list[dict[str, Any]]:
     return [json.loads((folder / name).read_text()) for name in names]
 
 
-def table(records: Iterable[dict[str, Any]]) -> Table:
-    """Paper, ours and gap, one row an experiment."""
-    out = Table("experiment", "figure", "paper", "ours", "gap", "seeds", "seconds", box=None)
+COLUMNS = ("experiment", "figure", "paper", "ours", "gap", "seeds", "seconds a seed")
+
+
+def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Paper, ours and gap as text, one row a figure: see ``COLUMNS``."""
+    found = []
     for record in records:
         published = record["spec"].get("published", {})
-        shown = list(published) or [k for k in HEADLINE.values() if k in record["mean"]]
-        for key in shown:
-            ours, sd = record["mean"][key], record["sd"][key]
-            paper = published.get(key)
-            out.add_row(
-                record["experiment"], key.replace("_", " "),
-                "" if paper is None else f"{paper:.4g}",
-                f"{ours:.4f}" + (f" ± {sd:.4f}" if sd is not None else ""),
-                "" if paper is None else f"{ours - paper:+.4f}",
-                str(len(record["seeds"])), f"{record['mean']['seconds']:.0f}",
-            )  # fmt: skip
+        for key in HEADLINES:
+            if key not in record["mean"]:
+                continue
+            ours, sd, paper = record["mean"][key], record["sd"][key], published.get(key)
+            found.append(
+                (
+                    record["experiment"],
+                    key.replace("_", " "),
+                    "" if paper is None else f"{paper:.3g}",
+                    f"{ours:.4f}" + ("" if sd is None else f" ± {sd:.4f}"),
+                    "" if paper is None else f"{ours - paper:+.4f}",
+                    str(len(record["seeds"])),
+                    f"{record['mean']['seconds']:.0f}",
+                )
+            )
+    return found
+
+
+def table(records: Iterable[dict[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    out = Table(*COLUMNS, box=None)
+    for row in rows(records):
+        out.add_row(*row)
     return out
+
+
+def markdown(records: Iterable[dict[str, Any]]) -> str:
+    """The rows for the README."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows(records)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_readme(path: Path) -> None:
+    """Put the table of all stored results between the markers of a README."""
+    text = path.read_text()
+    start, end = "<!-- results -->\n", "\n<!-- end -->"
+    before, found, rest = text.partition(start)
+    if not found or end not in rest:
+        raise ValueError(f"{path} has no lines '<!-- results -->' and '<!-- end -->'")
+    path.write_text(before + start + markdown(stored()) + end + rest.partition(end)[2])

@@ -225,7 +225,7 @@ def run(
         spec, seed, root=root, progress=progress, model=model, folder=folder, resume=resume,
         device=device, save_every=10,
     )  # fmt: skip
-    rivals = _rivals(model, spec, task, seed)
+    rivals = rivals_of(model, spec, task, seed)
     facts = {
         "command": command, "seed": str(seed), "seconds of training": f"{figures['seconds']:.0f}",
         **versions(),
@@ -249,7 +249,7 @@ def run(
     return everything
 
 
-def _rivals(model: Model, spec: Spec, task: Task, seed: int) -> dict[str, dict[str, float]]:
+def rivals_of(model: Model, spec: Spec, task: Task, seed: int) -> dict[str, dict[str, float]]:
     """k-means and autoencoder + mixture for a clustering method, on the same rows."""
     if "x" not in task.train or "y" in task.train or "num_clusters" not in model.options:
         return {}
