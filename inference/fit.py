@@ -83,7 +83,10 @@ class Result:
 
     def save(self, path: str | Path) -> None:
         """Write the parameters, the history and the sites to one safetensors file."""
-        facts = {"kind": "fitted", "history": self.history, "sites": self.sites}
+        facts = {
+            "kind": "fitted", "history": self.history, "sites": self.sites,
+            "best_epoch": self.best_epoch, "stopped": self.stopped,
+        }  # fmt: skip
         checkpoint.save(path, self.parameters, facts)
 
     def load(self, path: str | Path) -> Result:
@@ -91,6 +94,7 @@ class Result:
         tensors, meta = checkpoint.load(path)
         checkpoint.unpack_modules(tensors, str(path), program=self.program, guide=self.guide)
         self.history, self.sites = meta["history"], meta["sites"]
+        self.best_epoch, self.stopped = meta["best_epoch"], meta["stopped"]
         return self
 
     def write_history(self, path: str | Path) -> None:
@@ -375,6 +379,7 @@ class _State:
             torch.cuda.set_rng_state(part["random"]["cuda"])
         self.best, self.best_score = part["best"], meta["best_score"]
         result.history, result.best_epoch = meta["history"], meta["best_epoch"]
+        result.stopped = meta["stopped"]
 
 
 class _bar:

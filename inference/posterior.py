@@ -20,10 +20,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.contract import Factor, expectations, sum_out
+from pyrozoo.inference.contract import Factor, add, expectations, sum_out
 from pyrozoo.inference.elbo import EnumELBO
 from pyrozoo.inference.graph import DATA, Site
-from pyrozoo.inference.modes import evaluating
+from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
@@ -37,7 +37,8 @@ def responsibilities(
     *,
     num_samples: int = 16,
     inputs: Iterable[str] = (),
-    batch_size: int = 4096,
+    batch_size: int = 1024,
+    seed: int | None = None,
 ) -> Tensor:
     """The probabilities of a finite site, ``(rows, K)``: one for a known value, else its posterior.
 
@@ -50,7 +51,7 @@ def responsibilities(
     """
     pieces = []
     objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
-    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size):
+    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size, seed):
         pieces.append(_responsibilities(objective, p, q, batch, plan, _finite_site(plan, site)))
     return torch.cat(pieces)
 
@@ -64,6 +65,7 @@ def posterior(
     predictive: bool = False,
     inputs: Iterable[str] = (),
     batch_size: int = 1024,
+    seed: int | None = None,
 ) -> dict[str, Tensor]:
     """Draws of every latent site, ``(num_samples, rows, *event)`` by name.
 
@@ -74,7 +76,7 @@ def posterior(
     pieces: list[dict[str, Tensor]] = []
     local: set[str] = set()
     objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
-    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size):
+    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size, seed):
         draws = _draw(p, q, batch, plan, num_samples)
         latent = {n for n, role in plan.roles.items() if role not in ("given", "masked", "own")}
         latent -= {n for n, role in plan.roles.items() if role == "pruned" and _leaf(plan, n)}
@@ -97,6 +99,7 @@ def predict(
     num_samples: int = 16,
     inputs: Iterable[str] = (),
     batch_size: int = 1024,
+    seed: int | None = None,
 ) -> Tensor:
     """What the model expects at a site: probabilities ``(rows, K)``, or means ``(rows, *event)``.
 
@@ -110,6 +113,7 @@ def predict(
         num_samples: draws of the guide that are averaged.
         inputs: names of values that are read but are no sites.
         batch_size: rows at a time.
+        seed: of the draws; without one they come from the global random state.
 
     Raises:
         ValueError: there is no such site, or ``observed`` is neither word.
@@ -121,7 +125,7 @@ def predict(
         batch = batch.drop(site)
     objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
     pieces = []
-    for p, q, piece, plan in _slices(objective, program, guide, batch, batch_size):
+    for p, q, piece, plan in _slices(objective, program, guide, batch, batch_size, seed):
         target = _local_site(plan, site)
         if _is_label(target) and (not _leaf(plan, site) or site in plan.proposed):
             pieces.append(_responsibilities(objective, p, q, piece, plan, target))
@@ -133,11 +137,12 @@ def predict(
 
 
 def _slices(
-    objective: EnumELBO, program: Net, guide: Net, data: Data, size: int
+    objective: EnumELBO, program: Net, guide: Net, data: Data, size: int, seed: int | None
 ) -> Iterator[tuple[Observed, Observed, Batch, Plan]]:
     p, q = objective.pair(program, guide)
     whole = p.pairing.prepare(data)
-    with torch.no_grad(), evaluating(p, q), poutine.block():
+    random = contextlib.nullcontext() if seed is None else seeded(seed)
+    with torch.no_grad(), evaluating(p, q), poutine.block(), random:
         for start in range(0, max(1, len(whole)), size):
             batch = whole[start : start + size] if len(whole) > size else whole
             plan = p.pairing.plan(batch)
@@ -176,31 +181,19 @@ def _leaf(plan: Plan, name: str) -> bool:
 def _responsibilities(
     objective: EnumELBO, p: Observed, q: Observed, batch: Batch, plan: Plan, site: Site
 ) -> Tensor:
-    terms = objective.trace(p, q, batch)
     name, rows = site.name, len(batch)
     support = site.fn.enumerate_support(expand=False)
-    probs = None
-    if name in terms.weight_dims:
-        dim = terms.weight_dims[name]
-        others = frozenset(d for d in terms.weight_dims.values() if d != dim)
-        joint = torch.stack(torch.broadcast_tensors(*(f.value for f in terms.weights))).sum(0).exp()
-        probs = sum_out(joint, others).movedim(dim, -1)
-    elif name in terms.names.values():
-        dim = next(d for d, n in terms.names.items() if n == name)
-        group = next(g for g in terms.groups if name in {f.name for f in g})
-        _, weights = expectations(group, terms.sums, terms.plates)
-        own = next(i for i, f in enumerate(group) if f.name == name)
-        marginal = terms.weigh(sum_out(weights[own], group[own].sums - {dim}))
-        probs = marginal.movedim(dim, -1)
-    known = batch.present(name)
-    prior = _prior(terms.sites[name]["fn"], support, rows)
-    if probs is None:
-        probs = prior
+    counts, known = plan.counts(name, batch), batch.present(name)
+    summed, drawn = name in plan.summed, plan.roles[name] in ("proposed", "merged")
+    if drawn and not summed and counts is True:
+        probs = _of_guide(q, batch, plan, name)
     else:
-        probs = probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(rows, -1)
-        counts = plan.counts(name, batch)
-        if counts is not True:
-            probs = torch.where(torch.as_tensor(counts).reshape(-1, 1), probs, prior)
+        terms = objective.trace(p, q, batch)
+        probs = _prior(terms.sites[name]["fn"], support, rows)
+        if summed or drawn:
+            own = _of_program(terms, name) if summed else _of_guide(q, batch, plan, name)
+            mask = torch.as_tensor(counts, device=own.device).reshape(-1, 1)
+            probs = torch.where(mask, own, probs)
     if bool(known.any()):
         value = batch[name].to(support.dtype)
         event = tuple(range(2, 2 + len(site.event_shape)))
@@ -208,6 +201,29 @@ def _responsibilities(
         certain = equal.all(event) if event else equal
         probs = torch.where(known.unsqueeze(-1), certain.to(probs.dtype), probs)
     return probs
+
+
+def _of_program(terms: Terms, name: str) -> Tensor:
+    """The exact conditional of a summed site, averaged over the draws."""
+    dim = next(d for d, n in terms.names.items() if n == name)
+    group = next(g for g in terms.groups if name in {f.name for f in g})
+    _, weights = expectations(group, terms.sums, terms.plates)
+    own = next(i for i, f in enumerate(group) if f.name == name)
+    marginal = terms.weigh(sum_out(weights[own], group[own].sums - {dim}))
+    probs = marginal.movedim(dim, -1) if -dim <= marginal.dim() else marginal.unsqueeze(-1)
+    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(terms.rows, -1)
+
+
+def _of_guide(q: Observed, batch: Batch, plan: Plan, name: str) -> Tensor:
+    """The guide's probabilities of a site that it enumerates."""
+    enumerated = EnumMessenger(-1 - nesting(plan))(q)
+    sites = sample_sites(poutine.trace(enumerated).get_trace(batch))
+    found = {n: s for n, s in sites.items() if "_enumerate_dim" in s["infer"]}
+    dims = {n: s["infer"]["_enumerate_dim"] for n, s in found.items()}
+    joint = add(s["fn"].log_prob(s["value"]) for s in found.values()).exp()
+    joint = sum_out(joint, [d for n, d in dims.items() if n != name])
+    probs = joint.movedim(dims[name], -1) if -dims[name] <= joint.dim() else joint.unsqueeze(-1)
+    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(len(batch), -1)
 
 
 def _prior(fn: Any, support: Tensor, rows: int) -> Tensor:

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.mixture import GaussianMixture
+
 from pyrozoo.inference import metrics
 from pyrozoo.zoo import baselines, datasets
-from sklearn.mixture import GaussianMixture
 
 LABELS = np.arange(90) % 3
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+
 from pyrozoo.zoo import datasets
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pyrozoo.inference import metrics
 
 LABELS = [0, 0, 0, 1, 1, 2]

@@ -6,10 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyrozoo.zoo import networks
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrozoo.zoo import networks
 
 LEADS = [(), (5,), (3, 5), (2, 1, 5), (0,)]
 IMAGE = (2, 7, 4)
