@@ -319,13 +319,22 @@ class Mean(nn.Module):
 
     With the weights of the latent terms at zero, the bound under this guide is the reconstruction
     of an autoencoder.  The parameters are those of the other guide.
+
+    Args:
+        guide: any guide.
+        noise: sd of Gaussian noise on the floating-point values that the guide reads in training,
+            which makes it a denoising autoencoder: the program still generates the clean values.
     """
 
-    def __init__(self, guide: nn.Module) -> None:
+    def __init__(self, guide: nn.Module, noise: float = 0.0) -> None:
         super().__init__()
-        self.guide = guide
+        self.guide, self.noise = guide, noise
 
     def forward(self, batch: Batch) -> Any:
-        """Draw, without noise."""
+        """Draw, without noise in the latent sites."""
+        if self.training and self.noise:
+            for name in batch.names:
+                if (value := batch[name]).is_floating_point():
+                    batch = batch.replace(name, value + self.noise * torch.randn_like(value))
         with _Means():
             return self.guide(batch)

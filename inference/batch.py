@@ -196,6 +196,16 @@ class Batch:
             self._dtype,
         )
 
+    def replace(self, name: str, value: Tensor) -> Batch:
+        """The same batch with another value of a site, known where the old one was."""
+        if value.shape != self[name].shape:
+            raise ValueError(
+                f"{name!r} has shape {tuple(self[name].shape)}, its new value {tuple(value.shape)}"
+            )
+        if name in self._present:
+            value = _fill(value, self._present[name])
+        return Batch({**self._values, name: value}, self._present, self._rows, self._dtype)
+
     def full(self, name: str) -> Batch:
         """The same batch with a site declared known in every row (rows of one pattern)."""
         present = {n: v for n, v in self._present.items() if n != name}

@@ -149,6 +149,7 @@ def fit(
     lr: float = 1e-3,
     lr_schedule: Schedule | None = None,
     weights: Mapping[str, Schedule] | None = None,
+    repeat: Mapping[str, int] | None = None,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     clip: float | None = None,
     validation: Data | float | None = None,
@@ -178,6 +179,8 @@ def fit(
         lr_schedule: factor on the rate as a function of the epoch, see :mod:`.schedules`.
         weights: site -> schedule of the weight of its term (KL warm-up: ``{"z": linear(0, 1,
             10)}``).
+        repeat: site -> how often in an epoch the rows that know it are visited; they count as often
+            in the objective.  For few labels among many rows.
         optimizer: parameters -> torch optimiser, in place of Adam with ``lr``.
         clip: largest norm of the gradient.
         validation: held-out data, or the fraction of rows to hold out; then the parameters with the
@@ -209,6 +212,7 @@ def fit(
     if len(train) == 0:
         raise ValueError("there are no rows to fit")
     objective.num_rows = objective.num_rows or len(train)
+    visits = _visits(train, repeat or {})
     plan = p.pairing.plan(train[:batch_size])
     for start in range(0, len(train), 4096):
         check_values(plan, train[start : start + 4096])
@@ -239,7 +243,7 @@ def fit(
             bar.say(result.sites)
         for epoch in range(result.epoch, epochs):
             started, total = time.perf_counter(), torch.zeros((), device=fabric.device)
-            order = torch.randperm(len(train), generator=generator).to(train.device)
+            order = visits[torch.randperm(len(visits), generator=generator)].to(train.device)
             pieces = order.split(batch_size)
             for step, index in enumerate(pieces):
                 now = epoch + step / len(pieces)
@@ -256,7 +260,7 @@ def fit(
                 engine.step()
                 total += loss.detach() * len(index)
                 bar.step((epoch + (step + 1) / len(pieces)) / epochs)
-            mean = float(total) / len(train)
+            mean = float(total) / len(visits)
             record = {"epoch": epoch + 1.0, "loss": mean}
             sample = train if len(train) <= 1000 else train[:1000]
             record |= evaluate(program, guide, sample, objective)
@@ -314,6 +318,17 @@ def _hold_out(
         count = max(1, round(validation * len(batch)))
         return batch[order[count:]], batch[order[:count]]
     return batch, pairing.prepare(validation)
+
+
+def _visits(batch: Batch, repeat: Mapping[str, int]) -> Tensor:
+    """The rows of one epoch, ``(visits,)``: all of them, some more than once."""
+    rows = [torch.arange(len(batch))]
+    for name, times in repeat.items():
+        if name not in batch or times < 1:
+            raise ValueError(f"repeat={{{name!r}: {times}}}: a site of the data and a count from 1")
+        known = batch.present(name).reshape(len(batch), -1).any(1).cpu().nonzero().squeeze(-1)
+        rows.append(known.repeat(times - 1))
+    return torch.cat(rows)
 
 
 def _describe(objective: EnumELBO, p: Any, q: Any, batch: Batch) -> list[str]:

@@ -101,6 +101,7 @@ def start_mixture(
     epochs: int = 20,
     batch_size: int = 256,
     lr: float = 1e-3,
+    noise: float = 0.0,
     covariance: Covariance = "full",
     num_starts: int = 10,
     seed: int = 0,
@@ -117,6 +118,7 @@ def start_mixture(
         program, guide: trained in place.
         data: with x, and perhaps y.
         epochs, batch_size, lr: of the autoencoder.
+        noise: sd of the noise on what its encoder reads (a denoising autoencoder).
         covariance: ``"full"`` or ``"diag"``, of the mixture on the codes.
         num_starts: mixtures from which the most likely is taken.
         seed: of all of it.
@@ -125,7 +127,7 @@ def start_mixture(
     only_x = data.drop(*(name for name in data.names if name != "x"))
     reconstruction = EnumELBO(weights={"y": 0.0, "z": 0.0})
     fit(
-        program, Mean(guide), only_x, objective=reconstruction, epochs=epochs,
+        program, Mean(guide, noise), only_x, objective=reconstruction, epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
     )  # fmt: skip
     codes = predict(program, Mean(guide), only_x, "z", num_samples=1).double().cpu().numpy()
