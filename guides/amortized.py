@@ -296,13 +296,16 @@ class Sequential(Part):
 
     def outside(self) -> Drawn:
         """Draw the global sites of all parts."""
-        return {name: v for part in self.parts for name, v in part.outside().items()}
+        values: Drawn = {}
+        for part in self.parts:
+            values |= cast(Part, part).outside()
+        return values
 
     def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
         """Draw the local sites of all parts."""
         values: Drawn = {}
         for part in self.parts:
-            values |= part.inside(batch, {**drawn, **values})
+            values |= cast(Part, part).inside(batch, {**drawn, **values})
         return values
 
 

@@ -166,6 +166,10 @@ class Batch:
         """Whether the site is known in part (a property of the data set, kept by its parts)."""
         return name in self._present
 
+    def shape(self, name: str) -> torch.Size:
+        """Shape of the value of a site, rows first, without reading it."""
+        return self._values[name].shape
+
     def drop(self, *names: str) -> Batch:
         """The same rows with these sites no longer observed."""
         return Batch(
@@ -203,7 +207,7 @@ class Batch:
                 f"{name!r} has shape {tuple(self[name].shape)}, its new value {tuple(value.shape)}"
             )
         if name in self._present:
-            value = _fill(value, self._present[name])
+            value = fill(value, self._present[name])
         return Batch({**self._values, name: value}, self._present, self._rows, self._dtype)
 
     def full(self, name: str) -> Batch:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.graph import Site, modules_of, read_graph
 from pyrozoo.inference.partial import mark_enumerated, merge, observed_entries
-from pyrozoo.inference.plan import Plan, check_values, make_plan, placeholder
+from pyrozoo.inference.plan import Plan, check_shapes, check_values, make_plan, placeholder
 
 __all__ = ["Net", "Observed", "Plan", "check_values", "observe", "pair", "register"]
 
@@ -56,6 +56,7 @@ class _Pairing:
         key = tuple((n, batch.present(n).dim() if batch.partly(n) else 0) for n in batch.names)
         if key not in self.plans:
             graph = read_graph(self.program, batch)
+            check_shapes(graph, batch)
             guide = None if self.guide is None else read_graph(self.guide, batch)
             plan = make_plan(graph, guide, batch, self.inputs, self.replace)
             check_values(plan, batch)

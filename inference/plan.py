@@ -222,8 +222,9 @@ def _check_key(
         if key in inputs:
             return
         sites = [s.name for s in graph.sites.values() if s.kind == "sample"]
-        near = difflib.get_close_matches(key, [*sites, *inputs], 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = {name.casefold(): name for name in [*sites, *inputs]}
+        near = difflib.get_close_matches(key.casefold(), known, 1)
+        hint = f" Did you mean {known[near[0]]!r}?" if near else ""
         raise ValueError(
             f"{key!r} is not a site of the program (sites: {', '.join(sites)}).{hint} A value that"
             f" is only read, not modelled, is named by inputs=[{key!r}]"
@@ -275,8 +276,25 @@ def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str]) -> None:
             raise ValueError(f"the guide proposes {name!r}, which the program itself observes")
 
 
+def check_shapes(graph: Graph, batch: Batch) -> None:
+    """Check that the rows of every observed site have its shape, before a guide reads them.
+
+    Raises:
+        ValueError: naming the site, what was expected and what came.
+    """
+    for name in batch.names:
+        site = graph.sites.get(name)
+        if site is None or site.kind != "sample" or not site.local:
+            continue
+        got = batch.shape(name)[1:]
+        if got != site.row_shape:
+            raise ValueError(
+                f"site {name!r} has rows of shape {tuple(site.row_shape)}, got {tuple(got)}"
+            )
+
+
 def check_values(plan: Plan, batch: Batch) -> None:
-    """Check shapes, types and ranges of all observed values of a batch.
+    """Check types and ranges of all observed values of a batch.
 
     Raises:
         ValueError: naming the site, what was expected and what came.
@@ -284,13 +302,8 @@ def check_values(plan: Plan, batch: Batch) -> None:
     for name in plan.observed:
         site = plan.program.sites[name]
         value = batch[name]
-        if value.shape[1:] != site.row_shape:
-            raise ValueError(
-                f"site {name!r} has rows of shape {tuple(site.row_shape)}, got"
-                f" {tuple(value.shape[1:])}"
-            )
         if value.is_floating_point() and not site.dtype.is_floating_point:
-            raise ValueError(f"site {name!r} takes integers, got {value.dtype}")
+            raise ValueError(f"site {name!r} takes integers, got {value.dtype}; pass value.long()")
         if innermost(site.fn)._validate_args is False:  # Bernoulli on grey pixels, for example
             continue
         n, support = len(site.event_shape), site.fn.support
@@ -309,7 +322,8 @@ def check_values(plan: Plan, batch: Batch) -> None:
             seen = aligned.expand(wrong.shape + site.event_shape)[wrong]
             raise ValueError(
                 f"site {name!r} takes values in {_support(support)}, but {bad} of {wrong.numel()}"
-                f" lie outside (smallest {seen.min():g}, largest {seen.max():g})"
+                f" lie outside (smallest {seen.min():g}, largest {seen.max():g}); what is not known"
+                " is said with a pair (value, present)"
             )
 
 

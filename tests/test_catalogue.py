@@ -39,7 +39,7 @@ def test_lists_and_lookups():
 
 
 def test_options_are_checked(digits):
-    with pytest.raises(ValueError, match="no option num_cluster .*did you mean 'num_clusters'"):
+    with pytest.raises(ValueError, match=r"no option num_cluster \(.*did you mean 'num_clusters'"):
         zoo.create("vade", {"x": digits.x}, num_cluster=3)
     with pytest.raises(ValueError, match="have no 'x'"):
         zoo.create("vade", {"y": digits.y})

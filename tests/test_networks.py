@@ -307,7 +307,7 @@ def test_bernoulli_likelihood(event_shape):
 
 
 @pytest.mark.parametrize("event_shape", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("scale", ["learned", "predicted", 0.3, 2])
+@pytest.mark.parametrize("scale", ["shared", "learned", "predicted", 0.3, 2])
 def test_normal_likelihood(event_shape, scale):
     net = networks.Normal(event_shape, scale)
     size = math.prod(event_shape)
@@ -321,10 +321,10 @@ def test_normal_likelihood(event_shape, scale):
         raw = params[..., size:].reshape(base.scale.shape)
         torch.testing.assert_close(base.scale, networks.positive_scale(raw))
     else:
-        expected = torch.full_like(base.scale, 1.0 if scale == "learned" else scale)
+        expected = torch.full_like(base.scale, 1.0 if scale in ("shared", "learned") else scale)
         torch.testing.assert_close(base.scale, expected)
     shapes = [tuple(p.shape) for p in net.parameters()]
-    assert shapes == ([event_shape] if scale == "learned" else [])
+    assert shapes == {"shared": [()], "learned": [event_shape]}.get(scale, [])
 
 
 def test_likelihood_specs():

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # One program, four data sets
 #
-# VaDE is a program: a cluster, an embedding, an image.  Below it is fitted four times.  The program, the
-# guide and the objective stay as they are; only what is observed changes, and with it what is learnt:
-# clusters, clusters that know a few labels, a classifier, and a model that fills in missing pixels.
+# VaDE is a program: a cluster, an embedding, an image.  Below it is fitted four times.  The
+# program, the guide and the objective stay as they are; only what is observed changes, and with it
+# what is learnt: clusters, clusters that know a few labels, a classifier, and a model that fills in
+# missing pixels.
 
 # %%
 import os
@@ -36,7 +37,7 @@ def vade(data: dict) -> Result:
     model = zoo.create("vade", data, hidden=(256, 256))
     epochs = 2 if SMOKE else 100
     return model.fit(
-        data, epochs=epochs, progress=False, start={"epochs": epochs, "lr": 2e-3}
+        data, epochs=epochs, progress=False, start={"epochs": epochs, "lr": 2e-3, "noise": 0.2}
     )
 
 

@@ -141,9 +141,10 @@ def m2(
     """M2: the label is summed over the guide's q(y | x).
 
     ``alpha`` weighs the classification term, relative to the bound of all rows.  The divergence of
-    the style starts with ``style_weight`` and comes down to one over ``style_epochs``: while style is
-    expensive, the decoder has to use the class.  Rows with a label are visited so often that they
-    make up ``labelled_share`` of an epoch.  Both are departures from the paper, where alpha is 0.1.
+    the style starts with ``style_weight`` and comes down to one over ``style_epochs``: while style
+    is expensive, the decoder has to use the class.  Rows with a label are visited so often that
+    they make up ``labelled_share`` of an epoch.  All three depart from the paper, where alpha is
+    0.1, the weight of the style one throughout, and every row is visited once.
     """
     program = M2(_width(batch, "x"), num_classes, latent_dim, hidden, likelihood, activation)
     guide = Sequential(

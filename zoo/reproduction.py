@@ -97,7 +97,7 @@ COLUMNS = ("experiment", "figure", "paper", "ours", "gap", "seeds", "seconds a s
 
 def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Paper, ours and gap as text, one row a figure: see ``COLUMNS``."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for record in records:
         published = record["spec"].get("published", {})
         for key in HEADLINES:

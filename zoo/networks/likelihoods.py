@@ -1,6 +1,7 @@
 """Likelihoods: modules that turn the raw outputs of a network into a Pyro distribution."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -100,26 +101,28 @@ class Normal(Likelihood):
 
     Args:
         event_shape: the shape of one observation.
-        scale: "learned" (one learnt scale for each entry of the event, the same for all data,
-            starting at 1), "predicted" (the network puts out a scale beside each location), or
-            a number (fixed).
+        scale: "shared" (one learnt scale for all entries, starting at 1), "learned" (one for each
+            entry of the event; an entry that never varies drives its scale to the floor),
+            "predicted" (the network puts out a scale beside each location), or a number (fixed).
 
     Raises:
         ValueError: if `scale` is another string or a number that is not positive and finite.
     """
 
-    def __init__(self, event_shape: int | Sequence[int], scale: str | float = "learned") -> None:
+    def __init__(self, event_shape: int | Sequence[int], scale: str | float = "shared") -> None:
         super().__init__(event_shape)
         if isinstance(scale, str):
-            if scale not in ("learned", "predicted"):
+            if scale not in ("shared", "learned", "predicted"):
                 raise ValueError(
-                    f'scale must be "learned", "predicted" or a positive number, got {scale!r}'
+                    'scale must be "shared", "learned", "predicted" or a positive number,'
+                    f" got {scale!r}"
                 )
         elif not 0 < scale < math.inf:
             raise ValueError(f"a fixed scale must be positive and finite, got {scale}")
         self.scale = scale
-        if scale == "learned":
-            self.raw_scale = nn.Parameter(torch.full(self.event_shape, inverse_positive_scale(1.0)))
+        if scale in ("shared", "learned"):
+            shape = self.event_shape if scale == "learned" else torch.Size()
+            self.raw_scale = nn.Parameter(torch.full(shape, inverse_positive_scale(1.0)))
         elif scale == "predicted":
             self.num_params *= 2
 
@@ -130,7 +133,7 @@ class Normal(Likelihood):
             loc, scale = self.unflatten(raw_loc), positive_scale(self.unflatten(raw_scale))
         else:
             loc = self.unflatten(params)
-            if self.scale == "learned":
+            if self.scale in ("shared", "learned"):
                 scale = positive_scale(self.raw_scale).expand_as(loc)
             else:
                 scale = torch.full_like(loc, float(self.scale))
@@ -152,7 +155,8 @@ def likelihood(spec: str | Likelihood, event_shape: int | Sequence[int]) -> Like
     """Turn a name into a likelihood module, or check a module against the event shape.
 
     Args:
-        spec: "bernoulli", "normal" (with a learnt scale), "categorical", or a module.
+        spec: "bernoulli", "normal" (with one learnt scale), "normal(0.2)" (with a fixed one),
+            "categorical", or a module.
         event_shape: the shape of one observation. For the name "categorical" it is
             (num_classes,), although the observation itself, a class index, has shape ().
 
@@ -173,8 +177,12 @@ def likelihood(spec: str | Likelihood, event_shape: int | Sequence[int]) -> Like
         return Bernoulli(shape)
     if spec == "normal":
         return Normal(shape)
+    if fixed := re.fullmatch(r"normal\(([0-9.eE+-]+)\)", spec):
+        return Normal(shape, float(fixed.group(1)))
     if spec == "categorical":
         if len(shape) != 1:
             raise ValueError(f'"categorical" wants the event shape (num_classes,), got {shape}')
         return Categorical(shape[0])
-    raise ValueError(f'expected "bernoulli", "normal" or "categorical", got {spec!r}')
+    raise ValueError(
+        f'expected "bernoulli", "normal", "normal(SCALE)" or "categorical", got {spec!r}'
+    )
