@@ -147,18 +147,23 @@ def score(result: Result, task: Task) -> dict[str, float]:
     figures: dict[str, float] = {}
     if any(line.startswith("y: ") for line in result.sites):
         if "y" in task.train:
-            probabilities = result.responsibilities(task.test)
+            probabilities = result.responsibilities(task.test, seed=0)
             figures["test_error"] = 1 - metrics.accuracy(task.test_labels, probabilities.argmax(1))
             figures["calibration_error"] = metrics.calibration_error(
                 probabilities, task.test_labels
             )
         else:
-            figures |= metrics.clustering_report(task.labels, result.responsibilities(task.train))
+            figures |= metrics.clustering_report(
+                task.labels, result.responsibilities(task.train, seed=0)
+            )
     test = Batch.of(task.test)
     if test.partly("x") and task.truth is not None:
         hidden, train = ~test.present("x"), Batch.of(task.train)
         mean = train["x"].sum(0) / train.present("x").sum(0)
-        for name, guess in (("mse", result.predict(test, "x")), ("mean_mse", mean)):
+        for name, guess in (
+            ("mse", result.predict(test, "x", num_samples=100, seed=0)),
+            ("mean_mse", mean),
+        ):
             figures[f"{name}_hidden"] = float((guess - task.truth).square()[hidden].mean())
     return figures
 
@@ -167,7 +172,7 @@ def _cross_errors(result: Result, task: Task) -> dict[str, float]:
     train, test = Batch.of(task.train), Batch.of(task.test)
     figures = {}
     for name in test.names:
-        guess = result.predict(test, name, observed="ignore")
+        guess = result.predict(test, name, observed="ignore", num_samples=100, seed=0)
         known = train[name][train.present(name)]
         truth = test[name]
         figures[f"mse_{name}"] = float((guess - truth).square().mean())
@@ -220,7 +225,6 @@ def run(
     The folder has ``checkpoint.safetensors``, ``history.csv``, ``metrics.json``, ``run.json`` (the
     specification and the versions) and ``report.html``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model, result, task, figures = fit_spec(
         spec, seed, root=root, progress=progress, model=model, folder=folder, resume=resume,
         device=device, save_every=10,
