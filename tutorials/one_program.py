@@ -36,9 +36,8 @@ def vade(data: dict) -> Result:
     """Pretrain and fit VaDE on whatever is observed."""
     model = zoo.create("vade", data, hidden=(256, 256))
     epochs = 2 if SMOKE else 100
-    return model.fit(
-        data, epochs=epochs, progress=False, start={"epochs": epochs, "lr": 2e-3, "noise": 0.2}
-    )
+    start = {"epochs": epochs, "lr": 2e-3, "noise": 0.2, "num_starts": 1 if SMOKE else 10}
+    return model.fit(data, epochs=epochs, progress=False, start=start)
 
 
 # %% [markdown]
@@ -96,12 +95,12 @@ ks = torch.arange(10).repeat_interleave(10)
 samples = clusters.posterior({"y": ks}, predictive=True)["z"]
 torch.manual_seed(2)
 drawn = clusters.predict({"y": ks}, "x", num_samples=1).reshape(-1, 8, 8)
-axes[0].imshow(grid(drawn, 10), cmap="gray_r")
+axes[0].imshow(grid(drawn, 10).numpy(), cmap="gray_r")
 axes[0].set_title("{x}: a row per cluster")
 z = semi.predict({"x": test.x}, "z", num_samples=4)
 plane = torch.pca_lowrank(z - z.mean(0), 2)[2]
 point = (z - z.mean(0)) @ plane
-axes[1].scatter(*point.T, c=test.y, cmap="tab10", s=8)
+axes[1].scatter(*point.T.numpy(), c=test.y.numpy(), cmap="tab10", s=8)
 axes[1].set_title("{x, 100 labels}: test rows, in 2-D")
 table = metrics.confusion(test.y, guess)
 axes[2].imshow(table, cmap="Blues")
@@ -111,7 +110,7 @@ for i, j in zip(*table.nonzero(), strict=True):
 axes[2].set_title("{x, y}: true label, predicted label")
 shown = torch.where(test_seen, test.x, torch.tensor(0.5))[:30]
 triples = torch.stack([shown, filled[:30], test.x[:30]], 1).reshape(-1, 8, 8)
-axes[3].imshow(grid(triples, 9), cmap="gray_r")
+axes[3].imshow(grid(triples, 9).numpy(), cmap="gray_r")
 axes[3].set_title("{half of x}: seen, filled in, truth")
 for axis in axes:
     axis.set_xticks([])
