@@ -453,3 +453,14 @@ def test_enumeration_in_a_model():
         [decoder(z, networks.one_hot(torch.full((5,), k), 3, F64)).log_prob(x) for k in range(3)]
     )
     assert loss == pytest.approx(-(by_hand.logsumexp(0) - math.log(3)).sum().item(), rel=1e-10)
+
+
+def test_conv_classifier_reads_pictures_and_flat_rows():
+    net = networks.ConvClassifier((1, 7, 5), 3, (4, 8), 16, flat=True)
+    pictures = torch.rand(2, 6, 1, 7, 5)
+    found = net(pictures)
+    assert found.batch_shape == (2, 6)
+    assert found.logits.shape == (2, 6, 3)
+    torch.testing.assert_close(net(pictures.flatten(-3)).logits, found.logits)
+    with pytest.raises(ValueError, match=r"expected images of shape \(\*, 1, 7, 5\)"):
+        net(torch.rand(2, 1, 5, 7))

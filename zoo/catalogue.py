@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from pyrozoo.inference.modes import seeded
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.clustering.vade import start_mixture
 from pyrozoo.zoo.multimodal import MVAE
+from pyrozoo.zoo.networks import ConvClassifier
 from pyrozoo.zoo.semisupervised import M2
 
 
@@ -133,6 +135,7 @@ def m2(
     hidden: Sequence[int] = (500,),
     likelihood: str = "bernoulli",
     activation: str = "relu",
+    classifier: str = "mlp",
     alpha: float = 3.0,
     style_weight: float = 5.0,
     style_epochs: float = 6.0,
@@ -143,12 +146,19 @@ def m2(
     ``alpha`` weighs the classification term, relative to the bound of all rows.  The divergence of
     the style starts with ``style_weight`` and comes down to one over ``style_epochs``: while style
     is expensive, the decoder has to use the class.  Rows with a label are visited so often that
-    they make up ``labelled_share`` of an epoch.  All three depart from the paper, where alpha is
-    0.1, the weight of the style one throughout, and every row is visited once.
+    they make up ``labelled_share`` of an epoch.  ``classifier="conv"`` makes q(y | x)
+    convolutional, for square pictures.  All four depart from the paper, where alpha is 0.1, the
+    weight of the style one throughout, and every row is visited once.
     """
     program = M2(_width(batch, "x"), num_classes, latent_dim, hidden, likelihood, activation)
+    network = None
+    if classifier == "conv":
+        side = math.isqrt(_width(batch, "x"))
+        network = ConvClassifier((1, side, side), num_classes, (16, 32), flat=True)
+    elif classifier != "mlp":
+        raise ValueError(f"classifier is 'mlp' or 'conv', got {classifier!r}")
     guide = Sequential(
-        Classifier(program, "y", ["x"], hidden, activation),
+        Classifier(program, "y", ["x"], hidden, activation, network),
         Amortized(program, ["x", "y"], hidden, activation),
     )
     objective, repeat = EnumELBO(), 1

@@ -92,7 +92,7 @@ def stored() -> list[dict[str, Any]]:
     return [json.loads((folder / name).read_text()) for name in names]
 
 
-COLUMNS = ("experiment", "figure", "paper", "ours", "gap", "seeds", "seconds a seed")
+COLUMNS = ("experiment", "figure", "paper", "ours", "gap", "seeds", "seconds")
 
 
 def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -120,7 +120,9 @@ def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def table(records: Iterable[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    out = Table(*COLUMNS, box=None)
+    out = Table(box=None)
+    for i, column in enumerate(COLUMNS):
+        out.add_column(column, min_width=31 if i == 0 else None, overflow="fold")
     for row in rows(records):
         out.add_row(*row)
     return out

@@ -5,7 +5,7 @@ particle dimensions arrive on the left and are meant to broadcast. `*` stands fo
 """
 
 from pyrozoo.zoo.networks.batched import Batched, batched, broadcast_leading
-from pyrozoo.zoo.networks.conv import ConvDecoder, ConvEncoder
+from pyrozoo.zoo.networks.conv import ConvClassifier, ConvDecoder, ConvEncoder
 from pyrozoo.zoo.networks.dense import Classifier, Decoder, Encoder, GaussianEncoder
 from pyrozoo.zoo.networks.likelihoods import (
     MIN_SCALE,
@@ -26,6 +26,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Classifier",
+    "ConvClassifier",
     "ConvDecoder",
     "ConvEncoder",
     "Decoder",

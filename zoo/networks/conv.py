@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -73,6 +74,47 @@ class _ConvTrunk(nn.Module):
             expected = ", ".join(str(n) for n in self.image_shape)
             raise ValueError(f"expected images of shape (*, {expected}), got {tuple(image.shape)}")
         return self.mlp(self.conv(image).flatten(-3), *extra)
+
+
+class ConvClassifier(nn.Module):
+    """Strided convolutions, one hidden layer, and the logits of a categorical distribution.
+
+    Args:
+        image_shape: (C, H, W) with H, W >= 4.
+        num_classes: the number of classes.
+        channels, hidden, activation: as for `ConvEncoder`.
+        flat: the images come as flat rows (*, C * H * W).
+
+    Raises:
+        ValueError: if a shape, a width or the activation is not valid.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[int] = (32, 64),
+        hidden: int = 256,
+        activation: str | nn.Module = "relu",
+        flat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.flat = flat
+        self.trunk = _ConvTrunk(image_shape, channels, hidden, activation, ())
+        self.logits = nn.Linear(hidden, num_classes)
+
+    def forward(self, image: Tensor) -> TorchDistributionMixin:
+        """Return a categorical distribution with batch shape `*`.
+
+        Args:
+            image: (*, C, H, W), or (*, C * H * W) if flat.
+
+        Raises:
+            ValueError: if the image has another shape.
+        """
+        if self.flat and image.shape[-1] == math.prod(self.trunk.image_shape):
+            image = image.unflatten(-1, self.trunk.image_shape)
+        return dist.Categorical(logits=self.logits(self.trunk(image)))
 
 
 class ConvDecoder(nn.Module):
