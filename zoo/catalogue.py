@@ -136,10 +136,10 @@ def m2(
     likelihood: str = "bernoulli",
     activation: str = "relu",
     classifier: str = "mlp",
-    alpha: float = 3.0,
-    style_weight: float = 5.0,
-    style_epochs: float = 6.0,
-    labelled_share: float = 0.05,
+    alpha: float = 30.0,
+    style_weight: float = 3.0,
+    style_epochs: float = 4.0,
+    labelled_share: float = 0.1,
 ) -> Model:
     """M2: the label is summed over the guide's q(y | x).
 
