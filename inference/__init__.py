@@ -3,9 +3,10 @@
 from pyrozoo.inference import metrics, schedules
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.fit import Result, evaluate, fit
+from pyrozoo.inference.fit import fit
 from pyrozoo.inference.observing import Observed, observe, pair, register
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
+from pyrozoo.inference.result import Result, evaluate
 from pyrozoo.inference.subsets import SubsetELBO
 
 __all__ = [

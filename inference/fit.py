@@ -8,7 +8,6 @@ parameter.
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,123 +18,17 @@ from typing import Any
 import pyro
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.modes import evaluating, seeded
+from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.plan import check_values
-from pyrozoo.inference.posterior import posterior, predict, responsibilities
+from pyrozoo.inference.progress import Bar
+from pyrozoo.inference.result import Record, Result, evaluate
 from pyrozoo.inference.schedules import Schedule
-
-Record = dict[str, float]
-
-
-@dataclass
-class Result:
-    """A fitted pair: the modules (trained in place), what happened, and shortcuts to what follows.
-
-    ``history`` has one record an epoch: ``epoch``, ``loss`` (the training objective, with its
-    weights), ``bound`` (nats per datum, without), one value per term of the bound, ``val_*`` for
-    held-out data, ``seconds``.  ``sites`` says in words what was done with each site.
-    """
-
-    program: Net
-    guide: Net
-    objective: EnumELBO
-    inputs: tuple[str, ...] = ()
-    history: list[Record] = field(default_factory=list)
-    sites: list[str] = field(default_factory=list)
-    best_epoch: int | None = None
-    stopped: str = ""
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return int(self.history[-1]["epoch"]) if self.history else 0
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """All parameters by name, detached."""
-        return checkpoint.pack_modules(program=self.program, guide=self.guide)
-
-    def evaluate(self, data: Data, num_particles: int = 1, seed: int = 0) -> Record:
-        """The bound and its terms on data: see :func:`evaluate`."""
-        return evaluate(
-            self.program, self.guide, data, self.objective, num_particles=num_particles, seed=seed
-        )
-
-    def responsibilities(self, data: Data, site: str = "y", **options: Any) -> Tensor:
-        """Probabilities of a finite site, ``(rows, K)``: :func:`.posterior.responsibilities`."""
-        return responsibilities(self.program, self.guide, data, site, inputs=self.inputs, **options)
-
-    def predict(self, data: Data, site: str, **options: Any) -> Tensor:
-        """Probabilities or means of any site: see :func:`.posterior.predict`."""
-        return predict(self.program, self.guide, data, site, inputs=self.inputs, **options)
-
-    def posterior(self, data: Data, num_samples: int = 1, **options: Any) -> dict[str, Tensor]:
-        """Draws of every latent site: see :func:`.posterior.posterior`."""
-        return posterior(self.program, self.guide, data, num_samples, inputs=self.inputs, **options)
-
-    def save(self, path: str | Path) -> None:
-        """Write the parameters, the history and the sites to one safetensors file."""
-        facts = {
-            "kind": "fitted", "history": self.history, "sites": self.sites,
-            "best_epoch": self.best_epoch, "stopped": self.stopped,
-        }  # fmt: skip
-        checkpoint.save(path, self.parameters, facts)
-
-    def load(self, path: str | Path) -> Result:
-        """Read what :meth:`save` wrote into this pair."""
-        tensors, meta = checkpoint.load(path)
-        checkpoint.unpack_modules(tensors, str(path), program=self.program, guide=self.guide)
-        self.history, self.sites = meta["history"], meta["sites"]
-        self.best_epoch, self.stopped = meta["best_epoch"], meta["stopped"]
-        return self
-
-    def write_history(self, path: str | Path) -> None:
-        """Write the history as a CSV table."""
-        names = list(dict.fromkeys(name for record in self.history for name in record))
-        with Path(path).open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.history)
-
-
-def evaluate(
-    program: Net,
-    guide: Net,
-    data: Data,
-    objective: EnumELBO | None = None,
-    *,
-    num_particles: int = 1,
-    seed: int = 0,
-    batch_size: int = 1024,
-) -> Record:
-    """The bound and its terms in nats per datum, with all weights one and in evaluation mode.
-
-    The draws are seeded and the global random state is left as it was, so that the same parameters
-    give the same numbers.
-    """
-    options = objective or EnumELBO()
-    plain = EnumELBO(
-        num_particles, kl=options.kl, split=False, inputs=options.inputs, replace=options.replace
-    )
-    p, q = plain.pair(program, guide)
-    batch = p.pairing.prepare(data)
-    rows = options.num_rows or len(batch)
-    sums: dict[str, float] = {}
-    with torch.no_grad(), evaluating(p, q), pyro.validation_enabled(False), seeded(seed):
-        for start in range(0, len(batch), batch_size):
-            piece = batch[start : start + batch_size]
-            for name, term in plain.terms(p, q, piece).items():
-                share = term.sum() if term.dim() else term * (len(piece) / rows)
-                sums[name] = sums.get(name, 0.0) + float(share) / len(batch)
-    return {"bound": sum(sums.values()), **sums}
 
 
 def fit(
@@ -236,7 +129,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     state = _State(generator)
     path = None if folder is None else Path(folder) / "checkpoint.safetensors"
-    with seeded(seed), pyro.validation_enabled(False), _bar(progress, title, shown) as bar:
+    with seeded(seed), pyro.validation_enabled(False), Bar(progress, title, shown) as bar:
         if path is not None and resume and path.exists():
             state.load(path, result, engine)
         if progress and bar.console:
@@ -395,45 +288,3 @@ class _State:
         self.best, self.best_score = part["best"], meta["best_score"]
         result.history, result.best_epoch = meta["history"], meta["best_epoch"]
         result.stopped = meta["stopped"]
-
-
-class _bar:
-    """A progress bar: epoch, bound in nats per datum, time left."""
-
-    def __init__(self, show: bool, title: str, shown: str) -> None:
-        self.shown = shown  # "bound", or "loss" where the objective is no bound
-        self.console = Console(stderr=True) if show else None
-        self.title = title
-        self.progress: Progress | None = None
-
-    def __enter__(self) -> _bar:
-        if self.console is not None:
-            self.progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.task = self.progress.add_task(self.title or "fit", total=1.0, text="")
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def say(self, lines: Iterable[str]) -> None:
-        assert self.console is not None
-        for line in lines:
-            self.console.print(f"  {line}", highlight=False)
-
-    def step(self, done: float) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, completed=done)
-
-    def show(self, epoch: int, epochs: int, record: Record) -> None:
-        if self.progress is not None:
-            name = "val_bound" if "val_bound" in record else self.shown
-            text = f"epoch {epoch}/{epochs}  {name} {record[name]:.2f} nats per datum"
-            self.progress.update(self.task, text=text)

@@ -22,8 +22,8 @@ from torch import nn
 from pyrozoo.inference import cards as pictures
 from pyrozoo.inference.batch import Data
 from pyrozoo.inference.cards import Card
-from pyrozoo.inference.fit import Record, Result
 from pyrozoo.inference.metrics import Array
+from pyrozoo.inference.result import Record, Result
 from pyrozoo.inference.view import View
 
 HISTORY_ROWS = 9

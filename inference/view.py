@@ -18,9 +18,9 @@ from torch import nn
 
 from pyrozoo.inference import metrics
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.fit import Result
 from pyrozoo.inference.graph import read_graph
 from pyrozoo.inference.plots import COLOURS
+from pyrozoo.inference.result import Result
 
 Array = NDArray[Any]
 
