@@ -99,6 +99,15 @@ def test_labels_name_the_clusters_of_vade(digits):
     assert figures["test_error"] < 0.4  # nine tenths, if clusters had no names
 
 
+def test_hidden_pixels_are_filled_in_and_have_no_rival_that_needs_them(tmp_path):
+    data = {"name": "digits", "hidden_pixels": 0.5}
+    spec = {"method": "vade", "data": data, "options": SMALL}
+    spec |= {"start": {"epochs": 5, "num_starts": 1}, "fit": {"epochs": 2}}
+    figures = runs.run(spec, tmp_path, progress=False)
+    assert {"mse_hidden", "mean_mse_hidden", "hungarian_accuracy"} <= set(figures)
+    assert "kmeans" not in figures
+
+
 def test_experiments_are_well_formed():
     for name in runs.experiments():
         assert re.fullmatch(r"[a-z]+\d{4}_[a-z0-9]+_[a-z0-9_]+", name)

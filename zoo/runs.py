@@ -255,7 +255,9 @@ def run(
 
 def rivals_of(model: Model, spec: Spec, task: Task, seed: int) -> dict[str, dict[str, float]]:
     """k-means and autoencoder + mixture for a clustering method, on the same rows."""
-    if "x" not in task.train or "y" in task.train or "num_clusters" not in model.options:
+    batch = Batch.of(task.train)
+    plain = batch.names == ("x",) and not batch.partly("x")
+    if not plain or "num_clusters" not in model.options:
         return {}
     options = {key: model.options[key] for key in ("hidden", "latent_dim") if key in model.options}
     epochs = spec.get("start", {}).get("epochs", 20)
