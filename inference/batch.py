@@ -24,7 +24,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from pyrozoo.inference.reading import canonical, fill, is_pixels, pad
+from pyrozoo.inference.reading import (
+    canonical,
+    fill,
+    is_pixels,
+    kind_of,
+    narrow,
+    pad,
+    read_count,
+    read_index,
+)
 
 Data: TypeAlias = "Batch | Mapping[str, Any]"
 
@@ -59,12 +68,13 @@ class Batch:
             TypeError: a value is none of the above.
             ValueError: rows disagree, a mask does not fit, or a value has NaN or infinite entries.
         """
+        rows = None if rows is None else read_count("rows", rows, 0)
+        if isinstance(data, int | np.integer) and not isinstance(data, bool):
+            data = Batch({}, {}, read_count("the number of rows", data, 0))
         if isinstance(data, Batch):
+            if rows not in (None, len(data)):
+                raise ValueError(f"the batch has {len(data)} rows, not rows={rows}")
             return data
-        if isinstance(data, int) and not isinstance(data, bool):
-            if data < 0:
-                raise ValueError(f"a batch has at least 0 rows, got {data}")
-            return Batch({}, {}, data)
         if not isinstance(data, Mapping):
             raise TypeError(
                 "expected a Batch or a dictionary of site name -> values, got"
@@ -118,14 +128,11 @@ class Batch:
     def __getitem__(self, key: Any) -> Any:
         """The value of a site, ``(rows, *)``, or a batch of some rows (slice, mask or indices)."""
         if isinstance(key, str):
-            if key not in self._values:
-                known = ", ".join(self._values) or "nothing"
-                raise KeyError(f"{key!r} is not observed in this batch (observed: {known})")
             return self._value(key)
         if isinstance(key, slice):
             rows = len(range(*key.indices(self._rows)))
         else:
-            key = self._index(key)
+            key = read_index(key, self._rows).to(self.device)
             rows = int(key.sum()) if key.dtype == torch.bool else len(key)
         return Batch(
             {name: value[key] for name, value in self._values.items()},
@@ -134,22 +141,8 @@ class Batch:
             self._dtype,
         )
 
-    def _index(self, key: Any) -> Tensor:
-        if isinstance(key, np.ndarray):
-            key = torch.from_numpy(np.array(key))
-        elif isinstance(key, list | tuple | range):
-            key = torch.tensor(key, dtype=None if len(key) else torch.long)
-        if not isinstance(key, Tensor) or key.is_floating_point() or key.dim() != 1:
-            raise TypeError(
-                "index a batch by a site name, a slice, a boolean mask or a vector of row numbers,"
-                f" not {type(key).__name__} {key!r}"
-            )
-        if key.dtype == torch.bool and len(key) != self._rows:
-            raise IndexError(f"a mask of {len(key)} rows does not fit a batch of {self._rows}")
-        return key.to(self.device, None if key.dtype == torch.bool else torch.long)
-
     def _value(self, name: str) -> Tensor:
-        value = self._values[name]
+        value = self.stored(name)
         if not is_pixels(value):
             return value
         if name not in self._floats:
@@ -168,7 +161,14 @@ class Batch:
 
     def shape(self, name: str) -> torch.Size:
         """Shape of the value of a site, rows first, without reading it."""
-        return self._values[name].shape
+        return self.stored(name).shape
+
+    def stored(self, name: str) -> Tensor:
+        """The value of a site as it is stored: bytes stay bytes."""
+        if name not in self._values:
+            known = ", ".join(self._values) or "nothing"
+            raise KeyError(f"{name!r} is not observed in this batch (observed: {known})")
+        return self._values[name]
 
     def drop(self, *names: str) -> Batch:
         """The same rows with these sites no longer observed."""
@@ -184,11 +184,12 @@ class Batch:
 
         The mask, ``(rows,)`` or with entries of the event, stays even if it is all true or false.
         """
-        known, value = self.present(name), self._values[name]
-        if present.dtype != torch.bool or present.shape != value.shape[: present.dim()]:
+        known, value = self.present(name), self.stored(name)
+        tensor = isinstance(present, Tensor) and present.dtype == torch.bool and present.dim() > 0
+        if not tensor or present.shape != value.shape[: present.dim()]:
             raise ValueError(
                 f"{name!r}: expected a boolean mask of shape ({self._rows},), or with entries of"
-                f" {tuple(value.shape)}, got {tuple(present.shape)} {present.dtype}"
+                f" {tuple(value.shape)}, got {kind_of(present)}"
             )
         present = present.to(value.device)
         rank = max(known.dim(), present.dim())
@@ -202,6 +203,8 @@ class Batch:
 
     def replace(self, name: str, value: Tensor) -> Batch:
         """The same batch with another value of a site, known where the old one was."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name!r}: expected a tensor, got {kind_of(value)}")
         if value.shape != self[name].shape:
             raise ValueError(
                 f"{name!r} has shape {tuple(self[name].shape)}, its new value {tuple(value.shape)}"
@@ -220,7 +223,9 @@ class Batch:
         names = tuple(names)
         if not names:
             return [(torch.arange(self._rows, device=self.device), ())]
-        known = torch.stack([self.present(n).reshape(self._rows, -1).all(1) for n in names], -1)
+        if len(names) > 62:
+            raise ValueError(f"patterns of at most 62 names can be told apart, got {len(names)}")
+        known = torch.stack([_whole(self.present(n)) for n in names], -1)
         code = (known * (2 ** torch.arange(len(names), device=known.device))).sum(-1)
         groups = []
         for c in torch.unique(code).tolist():
@@ -231,13 +236,15 @@ class Batch:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Batch:
-        """Move to a device, or cast floating values to a precision; bytes and integers stay."""
+        """Move to a device, or cast floating values to a precision; bytes and integers stay.
 
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, dtype if value.is_floating_point() else None)
-
+        Raises:
+            ValueError: the type is no floating one, or a value is too large for it.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"floating values are cast to a floating type, got {dtype}")
         return Batch(
-            {n: move(v) for n, v in self._values.items()},
+            {n: narrow(n, v, dtype).to(device) for n, v in self._values.items()},
             {n: v.to(device) for n, v in self._present.items()},
             self._rows,
             dtype or self._dtype,
@@ -250,6 +257,11 @@ class Batch:
             for name, value in self._values.items()
         ]
         return f"Batch({self._rows} rows; {'; '.join(parts) or 'nothing observed'})"
+
+
+def _whole(known: Tensor) -> Tensor:
+    """Rows that are known entirely."""
+    return known.flatten(1).all(1) if known.dim() > 1 else known
 
 
 def _missing(known: Tensor) -> str:

@@ -8,10 +8,11 @@ parameter.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from torch import Tensor, nn
 from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.facts import settings_of
+from pyrozoo.inference.guarding import Guard, out_of_memory
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.plan import check_values
 from pyrozoo.inference.progress import Bar
 from pyrozoo.inference.result import Record, Result, evaluate
+from pyrozoo.inference.rows import hold_out, visits_of
 from pyrozoo.inference.schedules import Schedule
+from pyrozoo.inference.state import State, claim
 
 
 def fit(
@@ -53,6 +58,8 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     save_every: int = 1,
+    start: Callable[[], None] | None = None,
+    decided_by: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: bool = True,
     title: str = "",
@@ -64,8 +71,8 @@ def fit(
         guide: what proposes the latent sites.
         data: a dictionary of site name -> tensor, array, masked array, ``(value, present)`` or
             None.
-        objective: the bound and its options; default :class:`EnumELBO`, whose ``num_rows`` is set
-            here.
+        objective: the bound and its options; default :class:`EnumELBO`.  The result has a copy
+            whose ``num_rows`` is that of the training rows.
         epochs: passes over the data, in total (those before a resume included).
         batch_size: rows per step.
         lr: learning rate; Adam (fused), unless ``optimizer`` makes another from the parameters.
@@ -83,9 +90,17 @@ def fit(
         seed: of the permutation, the draws and the held-out rows; the global state is left alone.
         inputs: names of values that are read but are no sites.
         callbacks: plain functions, called with the result after every epoch; returning True stops.
-        folder: where checkpoints go (``checkpoint.safetensors``); none by default.
-        resume: go on from the checkpoint in ``folder`` if there is one, bit for bit.
+            On resuming a run that had stopped they are asked again.
+        folder: where checkpoints go (``checkpoint.safetensors``); none by default.  One fit at a
+            time; the first is written before the first step.
+        resume: go on from the checkpoint in ``folder`` if there is one, bit for bit (but for the
+            ``seconds``).  Only ``epochs``, ``patience``, ``callbacks`` and what does not decide the
+            numbers may differ from the interrupted run.
         save_every: epochs between checkpoints.
+        start: called before the first epoch, when there is no checkpoint to go on from
+            (pretraining).
+        decided_by: what else decides the numbers, by name, such as options that the program was
+            made with: a resumed fit needs the same.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         progress: show a progress bar and the sites.
         title: what the progress bar says.
@@ -94,48 +109,70 @@ def fit(
         the result, with history and parameters; ``program`` and ``guide`` are trained.
 
     Raises:
-        ValueError: data, sites or options do not fit, named in the message.
-        FloatingPointError: the loss is no longer finite; the message names the terms.
+        ValueError: data, sites or options do not fit, named in the message; or the checkpoint is
+            damaged, or of a run with other settings.
+        FileExistsError: the folder has a checkpoint and ``resume`` is false.
+        OSError: the folder cannot be written.
+        RuntimeError: another fit is at work in the folder.
+        FloatingPointError: the loss or its gradient is not finite.  Raised before the parameters
+            are touched; names the step, and the sites, rows or parameters that it comes from.  On a
+            GPU every step is waited for, to see this.
+        MemoryError: there is not enough; the message has a smaller batch size.
+
+    Whatever is raised, the last checkpoint stays.
     """
     _check_options(epochs, batch_size, lr, patience, resume, folder)
-    objective = objective or EnumELBO()
-    objective.inputs = tuple(dict.fromkeys([*objective.inputs, *inputs]))
+    objective = copy.copy(objective or EnumELBO())  # its dictionaries stay shared
+    objective.inputs, objective._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
     p, q = objective.pair(program, guide)
-    train, held_out = _hold_out(p.pairing.prepare(data), validation, p.pairing, seed)
+    result = Result(program, guide, objective, objective.inputs)
+    train, held_out, rows = hold_out(p.pairing.prepare(data), validation, p.pairing, seed)
     if len(train) == 0:
         raise ValueError("there are no rows to fit")
     objective.num_rows = objective.num_rows or len(train)
-    visits = _visits(train, repeat or {})
-    plan = p.pairing.plan(train[:batch_size])
-    for start in range(0, len(train), 4096):
-        check_values(plan, train[start : start + 4096])
-    result = Result(program, guide, objective, objective.inputs)
-    result.sites = _describe(objective, p, q, train)
-
+    visits = visits_of(train, repeat or {})
+    for part in (train,) if held_out is None else (train, held_out):
+        plan = p.pairing.plan(part[:batch_size])
+        for first in range(0, len(part), 4096):
+            check_values(plan, part[first : first + 4096])
+    with torch.no_grad():
+        objective.explain(p, q, train[:batch_size])  # runs both halves once; not on all rows
+        result.sites = objective.explain(p, q, train)
     fabric = Fabric(accelerator=device, devices=1)
     module = objective(p, q)
-    parameters = [x for x in module.parameters() if x.requires_grad]
-    if not parameters:
+    names = {_name(n): x for n, x in module.named_parameters() if x.requires_grad}
+    if not names:
         raise ValueError("neither the program nor the guide has a parameter to train")
-    make = optimizer or (lambda xs: torch.optim.Adam(xs, lr=lr, fused=True))
-    engine = make(parameters)
-    module, engine = fabric.setup(module, engine)
-    train, held_out = fabric.to_device(train), fabric.to_device(held_out)
-    base_rates = [group["lr"] for group in engine.param_groups]
-    scheduled = {name: torch.ones((), device=fabric.device) for name in weights or {}}
 
-    shown = "loss" if 0 in objective.weights.values() else "bound"
-    objective.weights.update(scheduled)
-    generator = torch.Generator().manual_seed(seed)
-    state = _State(generator)
-    path = None if folder is None else Path(folder) / "checkpoint.safetensors"
-    with seeded(seed), pyro.validation_enabled(False), Bar(progress, title, shown) as bar:
-        if path is not None and resume and path.exists():
-            state.load(path, result, engine)
-        if progress and bar.console:
-            bar.say(result.sites)
-        for epoch in range(result.epoch, epochs):
-            started, total = time.perf_counter(), torch.zeros((), device=fabric.device)
+    with claim(folder, resume) as path:
+        going_on = path is not None and path.exists()
+        if start is not None and not going_on:
+            start()
+        parameters = list(names.values())
+        make = optimizer or (lambda xs: torch.optim.Adam(xs, lr=lr, fused=True))
+        engine = make(parameters)
+        base_rates = [group["lr"] for group in engine.param_groups]
+        schedules = {f"weight of {name}": schedule for name, schedule in (weights or {}).items()}
+        schedules |= {} if lr_schedule is None else {"lr": lr_schedule}
+        settings = {} if path is None else settings_of(
+            program, guide, objective, train, held_out, engine, batch_size=batch_size, clip=clip,
+            seed=seed, repeat=repeat or {}, schedules=sorted(schedules), device=fabric.device.type,
+            others=decided_by or {},
+        )  # fmt: skip
+        module, engine = fabric.setup(module, engine)
+        train, held_out = fabric.to_device(train), fabric.to_device(held_out)
+        scheduled = {name: torch.ones((), device=fabric.device) for name in weights or {}}
+        generator = torch.Generator().manual_seed(seed)
+        state = State(
+            path, result, engine, settings, list(names), schedules, generator,
+            lambda: evaluate(p, q, train[:32], objective)["bound"],
+        )  # fmt: skip
+        bar = Bar(progress, title, "loss" if 0 in objective.weights.values() else "bound")
+        guard = Guard(objective, p, q, names, rows, batch_size, state.describe, bar.say)
+
+        def run_epoch(epoch: int) -> float:
+            """Visit all rows once; gives the mean loss."""
+            total = torch.zeros((), device=fabric.device)
             order = visits[torch.randperm(len(visits), generator=generator)].to(train.device)
             pieces = order.split(batch_size)
             for step, index in enumerate(pieces):
@@ -145,46 +182,91 @@ def fit(
                         group["lr"] = rate * lr_schedule(now)
                 for name, schedule in (weights or {}).items():
                     scheduled[name].fill_(schedule(now))
-                loss = module(train[index])
+                guard.begin(epoch + 1, step + 1)
+                batch = train[index]
+                loss = module(batch)
                 engine.zero_grad()
                 fabric.backward(loss)
+                guard.check(loss, batch, index)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(parameters, clip)
                 engine.step()
                 total += loss.detach() * len(index)
                 bar.step((epoch + (step + 1) / len(pieces)) / epochs)
-            mean = float(total) / len(visits)
-            record = {"epoch": epoch + 1.0, "loss": mean}
-            sample = train if len(train) <= 1000 else train[:1000]
-            record |= evaluate(program, guide, sample, objective)
-            _check_finite(record, epoch + 1)
-            if held_out is not None:
-                scores = evaluate(program, guide, held_out, objective)
-                record |= {f"val_{name}": value for name, value in scores.items()}
-            record["seconds"] = time.perf_counter() - started
-            result.history.append(record)
-            bar.show(epoch + 1, epochs, record)
-            score = record.get("val_bound", -mean)
-            if score > state.best_score:
-                state.best_score, result.best_epoch = score, epoch + 1
+            return float(total) / len(visits)
+
+        def score(batch: Batch) -> Record:
+            """The bound of a batch, in slices of a step's size if there is no memory for more."""
+            try:
+                return evaluate(p, q, batch, objective)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            return evaluate(p, q, batch, objective, batch_size=batch_size)
+
+        unchecked, weighted = pyro.validation_enabled(False), _scheduled(objective, scheduled)
+        with seeded(seed), unchecked, weighted, guard, bar:
+            bar.say(*result.sites)
+            if going_on:
+                state.load(epochs)
+                result.stopped = result.stopped and _stop(result, callbacks, patience)
+                bar.say(f"going on after epoch {result.epoch}")
+            else:
+                state.save()
+            while result.epoch < epochs and not result.stopped:
+                epoch, started = result.epoch, time.perf_counter()
+                mean = run_epoch(epoch)
+                guard.begin(epoch + 1, 0)
+                record = {"epoch": epoch + 1.0, "loss": mean}
+                record |= score(train if len(train) <= 1000 else train[:1000])
                 if held_out is not None:
-                    state.best = checkpoint.pack_modules(program=program, guide=guide)
-                    state.best = {k: v.detach().clone() for k, v in state.best.items()}
-            asked = [callback(result) for callback in callbacks]
-            if any(answer is True for answer in asked):
-                result.stopped = "a callback"
-            elif patience is not None and epoch + 1 - (result.best_epoch or 0) >= patience:
-                result.stopped = f"no better bound for {patience} epochs"
-            last = epoch + 1 == epochs or bool(result.stopped)
-            if path is not None and (last or (epoch + 1) % save_every == 0):
-                state.save(path, result, engine)
-            if result.stopped:
-                break
+                    record |= {f"val_{name}": value for name, value in score(held_out).items()}
+                guard.check_record(record)
+                record["seconds"] = time.perf_counter() - started
+                result.history.append(record)
+                bar.show(epoch + 1, epochs, record)
+                better = record.get("val_bound", -mean)
+                if better > state.best_score:
+                    state.best_score, result.best_epoch = better, epoch + 1
+                    if held_out is not None:
+                        state.keep_best()
+                result.stopped = _stop(result, callbacks, patience)
+                if epoch + 1 == epochs or result.stopped or (epoch + 1) % save_every == 0:
+                    state.save()
     if state.best:
         checkpoint.unpack_modules(state.best, "the best state", program=program, guide=guide)
-    for name in scheduled:
-        objective.weights.pop(name)
     return result
+
+
+@contextlib.contextmanager
+def _scheduled(objective: EnumELBO, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give the objective these weights; afterwards it has its own again."""
+    before = dict(objective.weights)
+    objective.weights.update(weights)
+    try:
+        yield
+    finally:
+        objective.weights.clear()
+        objective.weights.update(before)
+
+
+def _stop(
+    result: Result, callbacks: Iterable[Callable[[Result], bool | None]], patience: int | None
+) -> str:
+    """Why the fit stops after this epoch ('' if it goes on)."""
+    asked = [callback(result) for callback in callbacks]
+    if any(answer is True for answer in asked):
+        return "a callback"
+    if patience is not None and result.epoch - (result.best_epoch or 0) >= patience:
+        return f"no better bound for {patience} epochs"
+    return ""
+
+
+def _name(parameter: str) -> str:
+    """``program.<name>`` or ``guide.<name>``, as a checkpoint has it."""
+    half, _, rest = parameter.partition(".")
+    rest = rest.removeprefix("module.").removeprefix("inside.")
+    return f"{'guide' if half == 'guide' else 'program'}.{rest}"
 
 
 def _check_options(
@@ -197,94 +279,3 @@ def _check_options(
         raise ValueError(f"patience is at least one epoch, got {patience}")
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the run")
-
-
-def _hold_out(
-    batch: Batch, validation: Data | float | None, pairing: Any, seed: int
-) -> tuple[Batch, Batch | None]:
-    if validation is None:
-        return batch, None
-    if isinstance(validation, float):
-        if not 0 < validation < 1:
-            raise ValueError(f"validation is data, or a fraction between 0 and 1, got {validation}")
-        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed + 1))
-        count = max(1, round(validation * len(batch)))
-        return batch[order[count:]], batch[order[:count]]
-    return batch, pairing.prepare(validation)
-
-
-def _visits(batch: Batch, repeat: Mapping[str, int]) -> Tensor:
-    """The rows of one epoch, ``(visits,)``: all of them, some more than once."""
-    rows = [torch.arange(len(batch))]
-    for name, times in repeat.items():
-        if name not in batch or times < 1:
-            raise ValueError(f"repeat={{{name!r}: {times}}}: a site of the data and a count from 1")
-        known = batch.present(name).reshape(len(batch), -1).any(1).cpu().nonzero().squeeze(-1)
-        rows.append(known.repeat(times - 1))
-    return torch.cat(rows)
-
-
-def _describe(objective: EnumELBO, p: Any, q: Any, batch: Batch) -> list[str]:
-    with torch.no_grad():
-        return objective.explain(p, q, batch)
-
-
-def _check_finite(record: Record, epoch: int) -> None:
-    bad = [name for name, value in record.items() if not math.isfinite(value)]
-    if bad:
-        raise FloatingPointError(
-            f"epoch {epoch}: not finite: {', '.join(bad)}; try a smaller learning rate or clip="
-        )
-
-
-@dataclass
-class _State:
-    """What a resumed fit needs beyond the parameters."""
-
-    generator: torch.Generator
-    best_score: float = -math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def save(self, path: Path, result: Result, engine: Any) -> None:
-        tensors, slots = checkpoint.pack_optimizer(engine)
-        random = {"torch": torch.get_rng_state(), "order": self.generator.get_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        everything = {
-            **result.parameters,
-            **{f"optimizer.{k}": v for k, v in tensors.items()},
-            **{f"random.{k}": v for k, v in random.items()},
-            **{f"best.{k}": v for k, v in self.best.items()},
-        }
-        facts = {
-            "kind": "training",
-            "history": result.history,
-            "sites": result.sites,
-            "optimizer": slots,
-            "best_score": self.best_score,
-            "best_epoch": result.best_epoch,
-            "stopped": result.stopped,
-        }
-        checkpoint.save(path, everything, facts)
-
-    def load(self, path: Path, result: Result, engine: Any) -> None:
-        tensors, meta = checkpoint.load(path)
-        if meta.get("kind") != "training":
-            raise ValueError(f"{path} has parameters, but not the state of a fit to go on from")
-        checkpoint.unpack_modules(tensors, str(path), program=result.program, guide=result.guide)
-        part = {
-            prefix: {
-                k.removeprefix(f"{prefix}."): v
-                for k, v in tensors.items()
-                if k.startswith(f"{prefix}.")
-            }
-            for prefix in ("optimizer", "random", "best")
-        }
-        checkpoint.unpack_optimizer(engine, part["optimizer"], meta["optimizer"])
-        torch.set_rng_state(part["random"]["torch"])
-        self.generator.set_state(part["random"]["order"])
-        if "cuda" in part["random"]:
-            torch.cuda.set_rng_state(part["random"]["cuda"])
-        self.best, self.best_score = part["best"], meta["best_score"]
-        result.history, result.best_epoch = meta["history"], meta["best_epoch"]
-        result.stopped = meta["stopped"]

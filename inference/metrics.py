@@ -10,6 +10,7 @@ of the clusters given one datum. The names of labels and clusters carry no meani
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -183,7 +184,7 @@ def clusters_used(clusters: Array) -> int:
     Returns:
         A whole number from 1 to the number of clusters.
     """
-    values = _numpy(clusters)
+    values = _numpy(clusters, "clusters")
     found = (
         _rows(clusters, "responsibilities").argmax(axis=1)
         if values.ndim == 2
@@ -249,8 +250,7 @@ def knn_error(
             "expected train_latents and test_latents of the same dimension, "
             f"got {train.shape[1]} and {test.shape[1]}"
         )
-    if not 1 <= k <= len(train):
-        raise ValueError(f"expected k from 1 to the {len(train)} training codes, got {k}")
+    k = _count(k, "k", f"from 1 to the {len(train)} training codes", len(train))
     classifier = KNeighborsClassifier(n_neighbors=k).fit(train, train_truth)
     return float(np.mean(classifier.predict(test) != test_truth))
 
@@ -278,8 +278,7 @@ def calibration_error(probabilities: Array, labels: Array, num_bins: int = 15) -
             f"expected labels from 0 to {classes - 1}, the columns of probabilities, "
             f"got {truth.min()} to {truth.max()}"
         )
-    if num_bins < 1:
-        raise ValueError(f"expected num_bins of at least 1, got {num_bins}")
+    num_bins = _count(num_bins, "num_bins", "of at least 1")
     confidence = predicted.max(axis=1)
     correct = predicted.argmax(axis=1) == truth
     inner_edges = np.linspace(0, 1, num_bins + 1)[1:-1]
@@ -288,30 +287,46 @@ def calibration_error(probabilities: Array, labels: Array, num_bins: int = 15) -
     return float(np.abs(gaps).sum() / len(truth))
 
 
-def _numpy(values: Array) -> NDArray[Any]:
+def _numpy(values: Array, name: str) -> NDArray[Any]:
     """Turn any accepted input into a numpy array, in double precision if it is floating."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.double() if values.is_floating_point() else values).numpy()
-    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"expected {name} without a mask; select the data that are known first")
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            return (values.double() if values.is_floating_point() else values).numpy()
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected {name} to be an array: {error}") from error
     return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _count(value: int, name: str, expected: str, top: float = math.inf) -> int:
+    """Check and return a whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"expected {name} {expected}, got {value!r}")
+    if not 1 <= value <= top:
+        raise ValueError(f"expected {name} {expected}, got {value}")
+    return int(value)
 
 
 def _integers(values: Array, name: str) -> NDArray[np.int64]:
     """Check and return a non-empty vector of integers."""
-    array = _numpy(values)
+    array = _numpy(values, name)
     if array.ndim != 1:
         raise ValueError(f"expected {name} of shape (N,), got shape {array.shape}")
     if array.size == 0:
         raise ValueError(f"expected {name} of at least one datum, got none")
     if array.dtype.kind not in "iub":
         raise ValueError(f"expected {name} to be integers, got {array.dtype}")
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"expected {name} below 2**63, got {array.max()}")
     return array.astype(np.int64)
 
 
 def _matrix(values: Array, name: str) -> NDArray[np.float64]:
     """Check and return a non-empty matrix of finite numbers."""
-    array = _numpy(values)
+    array = _numpy(values, name)
     if array.ndim != 2:
         raise ValueError(f"expected {name} of shape (N, columns), got shape {array.shape}")
     if array.size == 0:

@@ -117,8 +117,11 @@ class Plan:
             counts = ~site.to_plates(present, 0) & counts
         return counts
 
-    def describe(self, batch: Batch, program_name: str = "program") -> list[str]:
-        """One line a site, for people: observed, masked n of N, summed over K, proposed, input."""
+    def describe(self, batch: Batch) -> list[str]:
+        """One line a site, for people: where it is known, and what is done about it elsewhere.
+
+        One more line if there are rows in which nothing is observed.
+        """
         lines = []
         for name, site in self.program.sites.items():
             if site.kind != "sample":
@@ -127,22 +130,34 @@ class Plan:
         for name in self.guide.sites if self.guide else ():
             if name not in self.program.sites:
                 lines.append(f"{name}: auxiliary, drawn by the guide")
-        lines += [f"{name}: input" for name in self.inputs if name in batch]
+        for name in self.inputs:
+            if name in batch:
+                missing = f", {_missing(batch.present(name))}" if batch.partly(name) else ""
+                lines.append(f"{name}: input{missing}")
+        if self.guide is not None and all(self.deciders(n) is not None for n in self.roles):
+            known = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+            for key in self.observed:
+                known |= _by_row(batch.present(key))
+            if empty := int((~known).sum()):
+                what = f"{empty:,} of {len(batch):,} rows have nothing observed"
+                lines.append(f"{what}: they count zero")
         return lines
 
     def _line(self, site: Site, role: str, batch: Batch) -> str:
         present = batch.present(site.name)
-        missing = f"{int((~present).sum()):,} of {present.numel():,}"
-        what = "rows" if present.dim() == 1 else "entries"
         how = "proposed by the guide"
         if site.name not in self.proposed and site.summable:
             how = f"summed over {len(site.fn.enumerate_support(expand=False))} values"
         elif site.summable:
             how += f", summed over {len(site.fn.enumerate_support(expand=False))} values"
+        rows = _by_row(present)
+        known = f"known in {int(rows.sum()):,} of {len(rows):,} rows, elsewhere {how}"
+        if present.dim() > 1:
+            known = f"observed; {_missing(present)}: there {how}"
         return {
             "given": "observed",
-            "masked": f"observed, {missing} {what} masked",
-            "merged": f"observed, {missing} {what} {how}",
+            "masked": f"observed; {_missing(present)}: left out of the bound",
+            "merged": known,
             "summed": how,
             "proposed": how,
             "pruned": "not observed, nor anything that depends on it: left out",
@@ -150,6 +165,20 @@ class Plan:
             "own": "observed by the program itself",
             "free": "drawn from its prior",
         }[role]
+
+
+def _by_row(present: Tensor) -> Tensor:
+    """Whether anything is present, ``(rows,)``."""
+    return present.flatten(1).any(1) if present.dim() > 1 else present
+
+
+def _missing(present: Tensor) -> str:
+    """How much is missing, of rows or of entries in how many rows, in words."""
+    lacking = _by_row(~present)
+    where = f"missing in {int(lacking.sum()):,} of {len(lacking):,} rows"
+    if present.dim() == 1:
+        return where
+    return f"{int((~present).sum()):,} of {present.numel():,} entries {where}"
 
 
 def _presence(site: Site, present: Tensor, dims: dict[str, int]) -> Tensor:
@@ -320,6 +349,12 @@ def check_values(plan: Plan, batch: Batch) -> None:
         wrong = wrong if entries else wrong & known
         if bad := int(wrong.sum()):
             seen = aligned.expand(wrong.shape + site.event_shape)[wrong]
+            base = getattr(support, "base_constraint", support)
+            if hasattr(base, "explain"):  # a support that says itself what is wrong
+                raise ValueError(
+                    f"site {name!r}, {base.explain(seen)}; what is not known is said with a pair"
+                    " (value, present)"
+                )
             raise ValueError(
                 f"site {name!r} takes values in {_support(support)}, but {bad} of {wrong.numel()}"
                 f" lie outside (smallest {seen.min():g}, largest {seen.max():g}); what is not known"
@@ -333,11 +368,16 @@ def _support(support: Any) -> str:
     if base.is_discrete and all(b is not None for b in bounds):
         low, high = (int(torch.as_tensor(b).max()) for b in bounds)
         return f"{low}..{high}"
+    if base.is_discrete and bounds[0] is not None:
+        return f"whole numbers from {int(torch.as_tensor(bounds[0]).max())}"
     return str(base).removesuffix("()")
 
 
 def placeholder(site: Site, support: Any, value: Tensor) -> Tensor:
     """A valid value for entries that nobody looks at."""
+    base = getattr(support, "base_constraint", support)
+    if hasattr(base, "placeholder"):  # a support that knows one
+        return base.placeholder(value)
     zero = torch.zeros(site.event_shape, dtype=value.dtype, device=value.device)
     if support is constraints.one_hot:
         zero[..., 0] = 1

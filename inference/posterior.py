@@ -25,7 +25,8 @@ from pyrozoo.inference.elbo import EnumELBO
 from pyrozoo.inference.graph import DATA, Site
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
-from pyrozoo.inference.plan import Plan
+from pyrozoo.inference.plan import Plan, check_shapes, check_values
+from pyrozoo.inference.reading import read_count
 from pyrozoo.inference.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
 
 
@@ -47,9 +48,10 @@ def responsibilities(
     probabilities. Rows in which nothing that depends on the site is observed get its prior.
 
     Raises:
-        ValueError: there is no such finite site in plate ``"data"`` alone.
+        ValueError: there is no such finite site in plate ``"data"`` alone, there are no rows, or a
+            value or an option does not fit.
     """
-    pieces = []
+    pieces, num_samples = [], read_count("num_samples", num_samples)
     objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
     for p, q, batch, plan in _slices(objective, program, guide, data, batch_size, seed):
         pieces.append(_responsibilities(objective, p, q, batch, plan, _finite_site(plan, site)))
@@ -63,6 +65,7 @@ def posterior(
     num_samples: int = 1,
     *,
     predictive: bool = False,
+    importance: bool = False,
     inputs: Iterable[str] = (),
     batch_size: int = 1024,
     seed: int | None = None,
@@ -72,12 +75,22 @@ def posterior(
     Sites outside plate ``"data"`` are ``(num_samples, *event)``, drawn once for each slice of
     ``batch_size`` rows.  With ``predictive=True`` draws of all other sites follow: what the program
     generates at those latents, for observed sites too (reconstructions).
+
+    With ``importance=True`` the ``num_samples`` draws of each row are drawn again, with replacement
+    and in proportion to p(latents, observed) / q(latents): as their number grows they come from the
+    exact posterior, whatever the guide is (sampling importance resampling, as Mattei and Frellsen,
+    "MIWAE: deep generative modelling and imputation of incomplete data sets", 2019, impute).
+
+    Raises:
+        ValueError: ``importance=True`` and the program has latent sites that all rows share, there
+            are no rows, or a value or an option does not fit.
     """
+    num_samples = read_count("num_samples", num_samples)
     pieces: list[dict[str, Tensor]] = []
     local: set[str] = set()
     objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
     for p, q, batch, plan in _slices(objective, program, guide, data, batch_size, seed):
-        draws = _draw(p, q, batch, plan, num_samples)
+        draws = _draw(p, q, batch, plan, num_samples, importance)
         latent = {n for n, role in plan.roles.items() if role not in ("given", "masked", "own")}
         latent -= {n for n, role in plan.roles.items() if role == "pruned" and _leaf(plan, n)}
         names = [n for n in draws if predictive or n in latent]
@@ -97,6 +110,7 @@ def predict(
     *,
     observed: str = "keep",
     num_samples: int = 16,
+    importance: bool = False,
     inputs: Iterable[str] = (),
     batch_size: int = 1024,
     seed: int | None = None,
@@ -111,18 +125,22 @@ def predict(
             is a reconstruction and a known label is certain; ``"ignore"`` drops the values of the
             asked site first, so that they cannot be looked at.
         num_samples: draws of the guide that are averaged.
+        importance: draw them again by their importance weights, see :func:`posterior`; not for the
+            probabilities of a latent finite site, which are exact given each draw of the guide.
         inputs: names of values that are read but are no sites.
         batch_size: rows at a time.
         seed: of the draws; without one they come from the global random state.
 
     Raises:
-        ValueError: there is no such site, or ``observed`` is neither word.
+        ValueError: there is no such site, ``observed`` is neither word, there are no rows, or a
+            value or an option does not fit.
     """
     if observed not in ("keep", "ignore"):
         raise ValueError(f"observed is 'keep' or 'ignore', got {observed!r}")
     batch = Batch.of(data)
     if observed == "ignore":
         batch = batch.drop(site)
+    num_samples = read_count("num_samples", num_samples)
     objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
     pieces = []
     for p, q, piece, plan in _slices(objective, program, guide, batch, batch_size, seed):
@@ -130,7 +148,7 @@ def predict(
         if _is_label(target) and (not _leaf(plan, site) or site in plan.proposed):
             pieces.append(_responsibilities(objective, p, q, piece, plan, target))
             continue
-        values, fn = _draw(p, q, piece, plan, num_samples)[site]
+        values, fn = _draw(p, q, piece, plan, num_samples, importance)[site]
         mean, event_dim = _mean(values, fn, plan.roles[site])
         pieces.append(_rows_first(target, mean, event_dim).mean(0))
     return torch.cat(pieces)
@@ -140,15 +158,25 @@ def _slices(
     objective: EnumELBO, program: Net, guide: Net, data: Data, size: int, seed: int | None
 ) -> Iterator[tuple[Observed, Observed, Batch, Plan]]:
     p, q = objective.pair(program, guide)
-    whole = p.pairing.prepare(data)
-    random = contextlib.nullcontext() if seed is None else seeded(seed)
+    whole, size = p.pairing.prepare(data), read_count("batch_size", size)
+    if len(whole) == 0:
+        raise ValueError("the data have no rows")
+    random = contextlib.nullcontext() if seed is None else seeded(_seed(seed))
     with torch.no_grad(), evaluating(p, q), poutine.block(), random:
-        for start in range(0, max(1, len(whole)), size):
+        for start in range(0, len(whole), size):
             batch = whole[start : start + size] if len(whole) > size else whole
             plan = p.pairing.plan(batch)
+            check_shapes(plan.program, batch)
+            check_values(plan, batch)
             if reason := objective.unsupported(plan):
                 raise ValueError(f"{reason}: use pyro.infer.Predictive or infer_discrete for it")
             yield p, q, batch, plan
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is a whole number below 2**64, or None, got {seed!r}")
+    return seed
 
 
 # ---- finite sites --------------------------------------------------------------------------------
@@ -261,7 +289,7 @@ class _Fix(Messenger):
 
 
 def _draw(
-    p: Observed, q: Observed, batch: Batch, plan: Plan, num_samples: int
+    p: Observed, q: Observed, batch: Batch, plan: Plan, num_samples: int, importance: bool = False
 ) -> dict[str, tuple[Tensor, Any]]:
     """Draws of all sites, ``(samples, *plates, *event)``, and the distributions they are from."""
     depth = nesting(plan)
@@ -270,11 +298,14 @@ def _draw(
     proposed = sample_sites(guide_trace)
     drawn = {n: s["value"] for n, s in proposed.items() if n in plan.program.sites}
     fns = {n: s["fn"] for n, s in proposed.items()}
-    if plan.summed:
+    if plan.summed or importance:
         program = particles(EnumMessenger(-2 - depth)(p))
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
         terms = take_apart(plan, sample_sites(trace), proposed, len(batch), num_samples)
         drawn |= _draw_summed(terms, depth)
+        if importance:
+            drawn = _resample(drawn, terms, depth)
+            fns = {}
     for name in plan.observed:  # inner sites keep what is known; leaves are generated anew
         site = plan.program.sites[name]
         if plan.roles[name] == "given" and not _leaf(plan, name):
@@ -288,8 +319,30 @@ def _draw(
     for name, site in sample_sites(trace).items():
         if plan.program.sites[name].kind == "sample":
             value = site["value"].expand(site["fn"].batch_shape + site["fn"].event_shape)
-            found[name] = (value, fns.get(name, site["fn"]) if name in drawn else site["fn"])
+            fn = fns.get(name) if name in drawn else site["fn"]
+            found[name] = (value, fn or dist.Delta(value, event_dim=site["fn"].event_dim))
     return found
+
+
+def _resample(drawn: dict[str, Tensor], terms: Terms, depth: int) -> dict[str, Tensor]:
+    """Draw the particles of each row again, in proportion to their importance weights."""
+    for name in drawn:
+        if not terms.plan.program.sites[name].local:
+            raise ValueError(f"importance weights by row: site {name!r} is shared by all rows")
+    values = [v for v in terms.by_row().values() if v.dim() == 2]
+    if not values:
+        return drawn
+    chosen = dist.Categorical(logits=add(values).T).sample((terms.num_particles,))  # (S, rows)
+    plates = [1] * depth
+    plates[terms.data_dim] = terms.rows
+    index = chosen.reshape(terms.num_particles, *plates)
+    again = {}
+    for name, value in drawn.items():
+        event_dim = terms.plan.program.sites[name].fn.event_dim
+        whole = value.expand(terms.num_particles, *value.shape[1:])
+        full = index.reshape(index.shape + (1,) * event_dim)
+        again[name] = whole.take_along_dim(full, -1 - depth - event_dim)
+    return again
 
 
 def _draw_summed(terms: Terms, depth: int) -> dict[str, Tensor]:

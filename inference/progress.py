@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -26,7 +27,7 @@ class Bar:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self.task = self.progress.add_task(self.title or "fit", total=1.0, text="")
+            self.task = self.progress.add_task(escape(self.title or "fit"), total=1.0, text="")
             self.progress.start()
         return self
 
@@ -34,11 +35,11 @@ class Bar:
         if self.progress is not None:
             self.progress.stop()
 
-    def say(self, lines: Iterable[str]) -> None:
-        """Print lines above the bar."""
-        assert self.console is not None
-        for line in lines:
-            self.console.print(f"  {line}", highlight=False)
+    def say(self, *lines: str) -> None:
+        """Print lines above the bar, or after it; without a bar, none."""
+        if self.console is not None:
+            for line in lines:
+                self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def step(self, done: float) -> None:
         """Show which part of the whole is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Data
 from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.facts import check_facts
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
@@ -72,15 +74,26 @@ class Result:
         facts = {
             "kind": "fitted", "history": self.history, "sites": self.sites,
             "best_epoch": self.best_epoch, "stopped": self.stopped,
+            "num_rows": self.objective.num_rows,
+            "program": checkpoint.name_of(self.program), "guide": checkpoint.name_of(self.guide),
+            "versions": checkpoint.versions(),
         }  # fmt: skip
         checkpoint.save(path, self.parameters, facts)
 
     def load(self, path: str | Path) -> Result:
-        """Read what :meth:`save` wrote into this pair."""
+        """Read what :meth:`save` wrote, or the checkpoint of a fit, into this pair.
+
+        Raises:
+            ValueError: the file is damaged, or of another pair; nothing has been changed then.
+        """
         tensors, meta = checkpoint.load(path)
-        checkpoint.unpack_modules(tensors, str(path), program=self.program, guide=self.guide)
+        check_facts(meta, path, "history", "sites", "best_epoch", "stopped", "num_rows")
+        checkpoint.unpack_modules(tensors, str(path), meta, program=self.program, guide=self.guide)
         self.history, self.sites = meta["history"], meta["sites"]
         self.best_epoch, self.stopped = meta["best_epoch"], meta["stopped"]
+        if self.objective.num_rows is None:
+            self.objective = copy.copy(self.objective)
+            self.objective.num_rows = meta["num_rows"]
         return self
 
     def write_history(self, path: str | Path) -> None:

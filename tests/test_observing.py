@@ -1072,13 +1072,27 @@ def test_lines_for_people() -> None:
     batch = p.pairing.prepare({"x": X1, "y": (LABELS, KNOWN)})
     lines = p.pairing.plan(batch).describe(batch)
     assert lines == [
-        "y: observed, 3 of 6 rows proposed by the guide, summed over 3 values",
+        "y: known in 3 of 6 rows, elsewhere proposed by the guide, summed over 3 values",
         "z: proposed by the guide",
         "x: observed",
     ]
     p, _ = pair(Modalities(), Guide("z", "w"))
     batch = p.pairing.prepare({"x_1": (X1, ENTRIES[:, :2])})
+    hidden = ~ENTRIES[:, :2]
     assert p.pairing.plan(batch).describe(batch)[1:3] == [
         "w: not observed, nor anything that depends on it: left out",
-        f"x_1: observed, {int((~ENTRIES[:, :2]).sum())} of 12 entries masked",
+        f"x_1: observed; {int(hidden.sum())} of 12 entries missing in {int(hidden.any(1).sum())} of 6"
+        " rows: left out of the bound",
+    ]
+    known = torch.tensor([True, True, False, False, True, False])
+    batch = p.pairing.prepare({"x_1": (X1, known)})
+    lines = p.pairing.plan(batch).describe(batch)
+    assert lines[2] == "x_1: observed; missing in 3 of 6 rows: left out of the bound"
+    assert lines[-1] == "3 of 6 rows have nothing observed: they count zero"
+    batch = p.pairing.prepare({"x_1": (X1, known), "x_2": X2, "z": (X1, ~known)})
+    assert p.pairing.plan(batch).describe(batch) == [
+        "z: known in 3 of 6 rows, elsewhere proposed by the guide",
+        "w: proposed by the guide",
+        "x_1: observed; missing in 3 of 6 rows: left out of the bound",
+        "x_2: observed",
     ]
