@@ -136,10 +136,8 @@ class Amortized(Part):
             base = normal.base_dist
             loc, scale = (v.reshape(v.shape[:-1] + flat) for v in (base.loc, base.scale))
             normal = dist.Normal(loc, scale).to_event(len(flat))
-        if (
-            support is constraints.real
-            or getattr(support, "base_constraint", 0) is constraints.real
-        ):
+        base = getattr(support, "base_constraint", support)
+        if isinstance(base, type(constraints.real)):  # also after a copy
             return normal
         return dist.TransformedDistribution(normal, [transform])
 

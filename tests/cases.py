@@ -13,8 +13,9 @@ from torch import nn
 from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
 from pyrozoo.inference import EnumELBO
 from pyrozoo.zoo.clustering import VaDE
+from pyrozoo.zoo.imputation import HIVAE
 from pyrozoo.zoo.multimodal import MVAE
-from pyrozoo.zoo.networks import Decoder
+from pyrozoo.zoo.networks import Column, Columns, Decoder
 from pyrozoo.zoo.semisupervised import M2
 
 ROWS = 9
@@ -235,6 +236,7 @@ class Case:
     labels: dict = field(default_factory=dict)  # site -> K
     unit: bool = True  # features in [0, 1]
     globals: bool = False
+    draw: Any = None  # (rows, generator) -> values of x, if they are not plain numbers
 
     def pair(self, fresh=False):
         """Program and guide, the same in every test but for those that change their parameters."""
@@ -252,7 +254,9 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         data = {"noise": torch.randn(rows, NOISE, generator=generator, dtype=torch.float64)}
         for name, width in self.widths.items():
-            if width:
+            if name == "x" and self.draw:
+                data[name] = self.draw(rows, generator)
+            elif width:
                 sampler = torch.rand if self.unit else torch.randn
                 data[name] = sampler(rows, width, generator=generator, dtype=torch.float64)
             else:
@@ -307,6 +311,37 @@ def _factor_analysis():
     return program, Amortized(program, ["x"], (8,))
 
 
+def _mixed_row(rows, generator):
+    """Values of the columns of :func:`_columns`, ``(rows, 5)``."""
+    uniform = torch.rand(rows, 5, generator=generator, dtype=torch.float64)
+    real, coin, level, count, size = uniform.unbind(1)
+    coin, level, count = (coin < 0.4), (3 * level).floor(), (6 * count**2).floor()
+    return torch.stack([5 + 4 * real, coin.double(), level, count, (3 * size).exp()], 1)
+
+
+def _columns():
+    return Columns(
+        [
+            Column("real", "normal", center=7.0, spread=1.2),
+            Column("coin", "bernoulli", center=0.4),
+            Column("level", "categorical", 3),
+            Column("count", "poisson", center=0.8, spread=0.6),
+            Column("size", "log_normal", center=1.5, spread=0.9),
+        ]
+    )
+
+
+def _hivae():
+    program = HIVAE({"x": _columns()}, 3, 2, (8,), "tanh")
+    parts = [Classifier(program, "y", ["x"], (8,)), Amortized(program, ["x", "y"], (8,))]
+    return program, Sequential(*parts)
+
+
+def _hivae_summed():
+    program = HIVAE({"x": _columns()}, 3, 2, (8,), "tanh")
+    return program, Amortized(program, ["x"], (8,))
+
+
 CASES = {
     case.name: case
     for case in [
@@ -325,6 +360,8 @@ CASES = {
             unit=False,
             globals=True,
         ),
+        Case("hivae", _hivae, {"x": 5, "y": 0}, {"y": 3}, draw=_mixed_row),
+        Case("hivae, y summed", _hivae_summed, {"x": 5, "y": 0}, {"y": 3}, draw=_mixed_row),
         Case("hierarchy", lambda: (Hierarchy(), Ladder()), {"x": 5}, unit=False),
     ]
 }
