@@ -99,8 +99,8 @@ def test_labels_name_the_clusters_of_vade(digits):
     assert figures["test_error"] < 0.4  # nine tenths, if clusters had no names
 
 
-def test_hidden_pixels_are_filled_in_and_have_no_rival_that_needs_them(tmp_path):
-    data = {"name": "digits", "hidden_pixels": 0.5}
+def test_hidden_are_filled_in_and_have_no_rival_that_needs_them(tmp_path):
+    data = {"name": "digits", "hidden": 0.5}
     spec = {"method": "vade", "data": data, "options": SMALL}
     spec |= {"start": {"epochs": 5, "num_starts": 1}, "fit": {"epochs": 2}}
     figures = runs.run(spec, tmp_path, progress=False)
@@ -114,7 +114,7 @@ def test_experiments_are_well_formed():
         spec = runs.load_experiment(name)
         entry = zoo.method(spec["method"])
         assert set(spec.get("options", {})) <= set(entry.options)
-        assert spec["data"]["name"] in datasets.names()
+        assert spec["data"]["name"] in (*datasets.names(), *datasets.TABLES)
         assert name.startswith(entry.paper)
     with pytest.raises(ValueError, match="no experiment is called 'none'"):
         runs.load_experiment("none")
@@ -155,7 +155,8 @@ def test_a_run_folder_has_everything(tmp_path):
     figures = runs.run(spec, tmp_path / "run", progress=False, command="pyrozoo train vade")
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
-        "checkpoint.safetensors", "history.csv", "metrics.json", "report.html", "run.json",
+        ".checkpoint.safetensors.lock", "checkpoint.safetensors", "history.csv", "metrics.json",
+        "model.safetensors", "report.html", "rows.safetensors", "run.json", "start",
     }  # fmt: skip
     stored = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert stored == json.loads(json.dumps(figures))
@@ -216,7 +217,7 @@ def test_command_line(tmp_path, monkeypatch):
     [
         (("train", "vaed"), "did you mean 'vade'"),
         (("train", "vade", "--data", "digit"), "did you mean 'digits'|digits"),
-        (("train", "vade", "--labels", "many"), "positive number or 'all'"),
+        (("train", "vade", "--labels", "many"), "a number or 'all'"),
         (("train", "vade", "--set", "num_clusters"), "NAME=VALUE"),
         (("train", "vade", "--set", "clusters=3"), "no option clusters"),
         (("train", "./none.py:Model"), "existing file"),

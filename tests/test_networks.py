@@ -249,7 +249,7 @@ def test_leading_dimensions_that_do_not_broadcast(hidden):
         (lambda: networks.Encoder(6, (8,), 3, init_scale=0.0), "scale"),
         (lambda: networks.Normal(3, "fixed"), "fixed"),
         (lambda: networks.Normal(3, -1.0), "positive"),
-        (lambda: networks.likelihood("poisson", 3), "poisson"),
+        (lambda: networks.likelihood("gamma", 3), "gamma"),
         (lambda: networks.likelihood("categorical", (3, 3)), "num_classes"),
         (lambda: networks.Decoder(3, (8,), 5, networks.Bernoulli(4)), r"\(4,\), expected \(5,\)"),
         (lambda: networks.ConvEncoder((1, 3, 8), 3), "image shape"),

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from cases import CASES, FactorAnalysis
 from torch import nn
 
 from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
@@ -244,3 +245,51 @@ def test_wrong_questions(call, message):
     guide = Amortized(program, ["x"], (4,))
     with pytest.raises(ValueError, match=message):
         call(program, guide, {"x": torch.rand(ROWS, WIDTH)})
+
+
+# ---- importance -------------------------------------------------------------------------------------
+
+
+class _Wide(nn.Module):
+    """A guide that ignores the data."""
+
+    def forward(self, batch):
+        with pyro.plate("data", len(batch)):
+            zero = torch.zeros(2, dtype=torch.float64)
+            pyro.sample("z", dist.Normal(zero, 1.3).to_event(1))
+
+
+def test_importance_turns_a_wrong_guide_into_the_posterior():
+    torch.manual_seed(0)
+    program = FactorAnalysis().double()
+    with torch.no_grad():
+        program.log_scale.fill_(0.0)
+    x = torch.randn(5, 5, dtype=torch.float64)
+    known = torch.rand(5, 5) > 0.3
+    known[0] = False
+    weight, bias = program.linear.weight, program.linear.bias
+    data, draws = {"x": (x, known)}, 40_000
+    found = posterior(program, _Wide(), data, draws, predictive=True, importance=True, seed=0)
+    mean = predict(program, _Wide(), data, "x", num_samples=draws, importance=True, seed=1)
+    plain = posterior(program, _Wide(), data, draws, seed=0)["z"].mean(0)
+    assert found["z"].shape == (draws, 5, 2)
+    for i, k in enumerate(known):
+        cov = torch.linalg.inv(torch.eye(2).double() + weight[k].T @ weight[k])
+        exact = cov @ weight[k].T @ (x[i, k] - bias[k])
+        close = {"atol": 0.05, "rtol": 0.0}
+        torch.testing.assert_close(found["z"][:, i].mean(0), exact, **close)
+        torch.testing.assert_close(found["z"][:, i].T.cov(), cov, **close)
+        torch.testing.assert_close(found["x"][:, i].mean(0), weight @ exact + bias, **close)
+        torch.testing.assert_close(mean[i], weight @ exact + bias, **close)
+        if i:
+            assert (plain[i] - exact).norm() > 0.1  # the guide alone is wrong
+
+
+def test_importance_is_exact_for_summed_sites_and_refused_for_shared_ones():
+    program, x = Mixture(), torch.tensor([-0.5, 0.3, 1.9], dtype=torch.float64)
+    found = posterior(program, Nothing(), {"x": x}, 20_000, importance=True, seed=0)["y"]
+    share = torch.stack([(found == k).double().mean(0) for k in range(3)], -1)
+    torch.testing.assert_close(share, program.exact(x), atol=0.02, rtol=0)
+    case = CASES["globals"]
+    with pytest.raises(ValueError, match="'means' is shared by all rows"):
+        posterior(*case.pair(), case.data(), 3, importance=True, inputs=["noise"])

@@ -8,6 +8,7 @@ machine, and leaves the global random state alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn import functional
@@ -233,6 +235,40 @@ def clustering_baselines(
             "log_likelihood": float(mixture.score(codes)),
         },
     }
+
+
+def imputers(table: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
+    """Complete a numeric table by scikit-learn's imputers.
+
+    Columns are standardised first, and scaled back. A column without any value is refused.
+
+    Args:
+        table: Numbers, shape ``(N, columns)``, NaN where missing.
+        seed: The seed of the iterative imputer.
+
+    Returns:
+        Under ``"mean"``, ``"knn"`` (five neighbours) and ``"iterative"`` (chained Bayesian ridge
+        regressions, at most 30 rounds) the completed table.
+    """
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
+
+    empty = np.isnan(table).all(0)
+    if table.ndim != 2 or empty.any():
+        raise ValueError(
+            f"expected (N, columns) with values in each, got none in {np.where(empty)}"
+        )
+    mean, spread = np.nanmean(table, 0), np.nanstd(table, 0).clip(1e-12)
+    found = {}
+    for name, imputer in {
+        "mean": SimpleImputer(),
+        "knn": KNNImputer(n_neighbors=5),
+        "iterative": IterativeImputer(max_iter=30, random_state=seed),
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found[name] = imputer.fit_transform((table - mean) / spread) * spread + mean
+    return found
 
 
 def _scores(labels: Array | None, responsibilities: NDArray[np.float64]) -> dict[str, float]:

@@ -9,6 +9,7 @@ returns a :class:`Model`.  :func:`create` is the public way to call one::
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import math
@@ -16,18 +17,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
+from pyrozoo.guides import Amortized, Classifier, Part, ProductOfExperts, Sequential
 from pyrozoo.inference import Batch, EnumELBO, Result, SubsetELBO, fit, schedules
 from pyrozoo.inference.batch import Data
 from pyrozoo.inference.modes import seeded
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.clustering.vade import start_mixture
+from pyrozoo.zoo.imputation import HIVAE
+from pyrozoo.zoo.imputation.hivae import infer_columns, start_clusters
 from pyrozoo.zoo.multimodal import MVAE
-from pyrozoo.zoo.networks import ConvClassifier
+from pyrozoo.zoo.networks import ConvClassifier, Likelihood
+from pyrozoo.zoo.networks import likelihood as make_likelihood
 from pyrozoo.zoo.semisupervised import M2
 
 
@@ -35,9 +40,9 @@ from pyrozoo.zoo.semisupervised import M2
 class Model:
     """A method made for one data set: both halves, the objective, and how it is usually fitted.
 
-    ``start`` is what happens before the fit (pretraining), called with the data, a seed and whether
-    to show progress; ``settings`` are the defaults of :func:`pyrozoo.inference.fit` for this
-    method.
+    ``start`` is what happens before the fit (pretraining), called with the data, a seed, whether to
+    show progress and, where checkpoints are kept, a ``folder`` and ``resume``; ``settings`` are the
+    defaults of :func:`pyrozoo.inference.fit` for this method.
     """
 
     method: str
@@ -59,6 +64,9 @@ class Model:
     ) -> Result:
         """Pretrain, where the method does, then fit: see :func:`pyrozoo.inference.fit`.
 
+        With ``folder`` the pretraining leaves checkpoints, too, in its subfolder ``start``;
+        ``resume=True`` goes on with whichever was interrupted.
+
         Args:
             data: what is observed.
             seed: of the pretraining and the fit; the networks were initialised by :func:`create`.
@@ -66,16 +74,32 @@ class Model:
             start: options of the pretraining.
             settings: options of the fit, in place of the method's defaults.
         """
-        batch = Batch.of(data)
-        if self.start is not None:
-            self.start(batch, seed=seed, progress=progress, **(start or {}))
-        elif start:
+        batch, chosen = Batch.of(data), {**self.settings, **settings}
+        if start and self.start is None:
             raise ValueError(f"{self.method} has no pretraining, but got {', '.join(start)}")
-        chosen = {**self.settings, **settings}
+        decided_by = {f"option {name}": value for name, value in self.options.items()}
+        decided_by |= {f"start {name}": value for name, value in (start or {}).items()}
         return fit(
             self.program, self.guide, batch, objective=self.objective, seed=seed,
-            progress=progress, title=self.method, **chosen,
+            progress=progress, title=self.method, decided_by=decided_by,
+            start=self._pretraining(batch, seed, progress, start or {}, chosen), **chosen,
         )  # fmt: skip
+
+    def _pretraining(
+        self,
+        batch: Batch,
+        seed: int,
+        progress: bool,
+        options: Mapping[str, Any],
+        chosen: Mapping[str, Any],
+    ) -> Callable[[], None] | None:
+        """The pretraining, with checkpoints of its own in the folder ``start`` of the fit's."""
+        if (start := self.start) is None:
+            return None
+        folder, where = chosen.get("folder"), {}
+        if folder is not None:
+            where = {"folder": Path(folder) / "start", "resume": chosen.get("resume", False)}
+        return lambda: start(batch, seed=seed, progress=progress, **where, **options)
 
 
 @dataclass(frozen=True)
@@ -115,15 +139,22 @@ def vade(
     hidden: Sequence[int] = (500, 500, 2000),
     likelihood: str = "bernoulli",
     init_scale: float = 0.1,
+    labelled_share: float = 0.5,
 ) -> Model:
-    """VaDE: the cluster is summed in the program, the guide is q(z | x)."""
+    """VaDE: the cluster is summed in the program, the guide is q(z | x).
+
+    Rows with a label are visited so often that they make up ``labelled_share`` of an epoch; zero
+    visits every row once.
+    """
     program = VaDE(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood)
     guide = Amortized(program, ["x"], hidden, init_scale=init_scale)
 
     def start(data: Batch, **options: Any) -> None:
         start_mixture(program, guide, data, **options)
 
-    settings = {"epochs": 100, "batch_size": 256, "lr": 1e-3, "clip": 100.0}
+    settings: dict[str, Any] = {"epochs": 100, "batch_size": 256, "lr": 1e-3, "clip": 100.0}
+    if (repeat := _repeat(batch, labelled_share)) > 1:
+        settings["repeat"] = {"y": repeat}
     return Model("vade", program, guide, settings=settings, start=start)
 
 
@@ -161,9 +192,8 @@ def m2(
         Classifier(program, "y", ["x"], hidden, activation, network),
         Amortized(program, ["x", "y"], hidden, activation),
     )
-    objective, repeat = EnumELBO(), 1
+    objective, repeat = EnumELBO(), _repeat(batch, labelled_share)
     if labelled := int(batch.present("y").sum()):
-        repeat = max(1, round(labelled_share * len(batch) / labelled))
         objective.observed_guide_weights["y"] = alpha * len(batch) / (labelled * repeat)
     settings: dict[str, Any] = {"epochs": 20, "batch_size": 100, "lr": 1e-3}
     settings["weights"] = {"z": schedules.linear(style_weight, 1.0, style_epochs)}
@@ -199,6 +229,59 @@ def mvae(
     return Model("mvae", program, guide, objective, settings=settings)
 
 
+def hivae(
+    batch: Batch,
+    *,
+    num_clusters: int = 5,
+    latent_dim: int = 10,
+    hidden: Sequence[int] = (32,),
+    guide_hidden: Sequence[int] = (128,),
+    columns: Mapping[str, Likelihood | str] | None = None,
+    classifier: bool = True,
+    alpha: float = 1.0,
+) -> Model:
+    """HI-VAE: the cluster is summed over the guide's q(y | x).
+
+    ``columns`` has the likelihood of each view, keys ``x`` or ``x_*``; without it a column of zeros
+    and ones is binary, and any other normal.  With ``classifier=False`` the cluster is summed in
+    the program.  ``alpha`` weighs the classification term of rows whose cluster is known, relative
+    to the bound of all rows.  Small tables are visited more often: at least 800 steps, before the
+    clusters are set free and again after.
+    """
+    asked = dict(columns or {})
+    views: dict[str, Likelihood] = {}
+    for name in dict.fromkeys([*batch.names, *asked]):
+        given = asked.get(name)
+        if isinstance(given, Likelihood):
+            views[name] = copy.deepcopy(given)
+        elif given is not None:
+            views[name] = make_likelihood(given, _width(batch, name))
+        elif name == "x" or name.startswith("x_"):
+            _width(batch, name)
+            views[name] = infer_columns(batch[name], batch.present(name))
+    program = HIVAE(views, num_clusters, latent_dim, hidden)
+    given_sites = list(views)
+    if classifier:
+        guide: Part = Sequential(
+            Classifier(program, "y", given_sites, guide_hidden),
+            Amortized(program, [*given_sites, "y"], guide_hidden),
+        )
+    else:
+        guide = Amortized(program, given_sites, guide_hidden)
+    objective = EnumELBO()
+    if classifier and (labelled := int(batch.present("y").sum())):
+        objective.observed_guide_weights["y"] = alpha * len(batch) / labelled
+    size = 128
+    epochs = max(20, math.ceil(800 / math.ceil(len(batch) / size)))
+
+    def start(data: Batch, **options: Any) -> None:
+        start_clusters(program, guide, data, **{"epochs": epochs, "batch_size": size, **options})
+
+    settings: dict[str, Any] = {"epochs": epochs, "batch_size": size, "lr": 3e-3}
+    settings["lr_schedule"] = schedules.cosine(epochs, 0.02)
+    return Model("hivae", program, guide, objective, settings=settings, start=start)
+
+
 _METHODS = {
     m.name: m
     for m in [
@@ -207,9 +290,10 @@ _METHODS = {
             "m2", "Class-conditional VAE, label in part", "semisupervised", "core", "kingma2014", m2
         ),
         Method("mvae", "Multimodal VAE, product of experts", "multimodal", "core", "wu2018", mvae),
+        Method("hivae", "Mixed tables with holes", "imputation", "core", "nazabal2020", hivae),
     ]
 }
-_PROGRAMS: dict[str, type[nn.Module]] = {"vade": VaDE, "m2": M2, "mvae": MVAE}
+_PROGRAMS: dict[str, type[nn.Module]] = {"vade": VaDE, "m2": M2, "mvae": MVAE, "hivae": HIVAE}
 
 
 def list_methods(task: str | None = None) -> list[str]:
@@ -271,6 +355,16 @@ def citation(name: str) -> str:
     if entry is None:
         raise LookupError(f"references.bib has no entry {method(name).paper}")
     return entry.group()
+
+
+def _repeat(batch: Batch, share: float) -> int:
+    """How often a labelled row is visited in an epoch, so that these make up a share of it."""
+    if not 0 <= share < 1:
+        raise ValueError(f"labelled_share is from 0 to below 1, got {share}")
+    labelled = int(batch.present("y").sum())
+    if not labelled:
+        return 1
+    return max(1, round(share / (1 - share) * (len(batch) - labelled) / labelled))
 
 
 def _width(batch: Batch, name: str) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +27,28 @@ Root = Annotated[
     str | None,
     typer.Option("--data-root", help="Folder with MNIST/raw and so on.", envvar="ZOO_DATA"),
 ]
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Data = Annotated[
+    str, typer.Option(help="digits, mnist, fashion_mnist, wine, breast_cancer; or a file.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE.")
+]
+Label = Annotated[str | None, typer.Option(help="File: the column of labels.")]
+View = Annotated[list[str] | None, typer.Option(help="File: NAME=COLUMN,COLUMN makes x_NAME.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="File: NAME=KIND (real, count, student_t ..; or low<mid<high)."),
+]
+Drop = Annotated[list[str] | None, typer.Option(help="File: a column to leave out.")]
+Index = Annotated[str | None, typer.Option(help="File: the column that names the rows.")]
+Folder = Annotated[Path, typer.Argument(help="A run folder.")]
+Program = Annotated[
+    str | None, typer.Option(help="FILE.py:Class, for a run of a program of your own.")
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing file.")]
 
 
 @app.command("list")
@@ -79,53 +99,163 @@ def show(
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A method, or FILE.py:Class of your own.")],
-    data: Annotated[str, typer.Option(help="digits, mnist or fashion_mnist.")] = "digits",
+    data: Data = "digits",
     labels: Annotated[
         str | None, typer.Option(help="How many training labels are shown, or 'all'.")
     ] = None,
     missing: Annotated[
         float | None, typer.Option(help="Share of rows that lack a modality.", min=0, max=1)
     ] = None,
+    hidden: Annotated[
+        float | None, typer.Option(help="Share of entries to hide and fill in.", min=0, max=1)
+    ] = None,
+    label: Label = None,
+    view: View = None,
+    column: Column = None,
+    drop: Drop = None,
+    index: Index = None,
+    test: Annotated[
+        float | None, typer.Option(help="Share of labelled rows to hold out.", min=0, max=1)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE.")
-    ] = None,
+    settings: Settings = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default runs/NAME-DATA-SEED.")
     ] = None,
     data_root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
 ) -> None:
-    """Fit a method to data, compare it with the baselines, and write a report."""
-    from pyrozoo.zoo import runs
+    """Fit a method to data, compare it with plain rivals, and write a report.
 
-    own = _own_class(name) if ".py" in name else None
-    label = Path(name.partition(".py")[0]).name if own else name
-    folder = out or Path("runs") / f"{label}-{data}-{seed}"
+    Data are a bundled set by name, or a file: .csv, .parquet, .npz or .h5ad.
+    """
+    from pyrozoo.zoo import own, runs
+
+    source = _source(data, label, view, column, drop, index)
+    cls = own.find_class(name) if ".py" in name else None
+    method = Path(name.partition(".py")[0]).name if cls else name
+    title = Path(data).stem if "file" in source else data
+    folder = out or Path("runs") / f"{method}-{title}-{seed}"
     if (folder / "checkpoint.safetensors").exists() and not resume:
         raise ValueError(f"{folder} already has a run; choose another --out, or --resume it")
-    spec = {"method": label, "data": {"name": data}} if own else runs.default_spec(name, data)
-    shown = _count_labels(labels, data, data_root, spec)
+    spec = {"method": method, "data": source} if cls else runs.default_spec(name, source)
     spec = runs.with_overrides(
         spec,
-        data={"labels": shown, "missing": missing},
+        data={"labels": _count(labels), "missing": missing, "hidden": hidden, "test": test},
         fit={"epochs": epochs, "batch_size": batch_size, "lr": lr},
         options=dict(_assignment(s) for s in settings or []),
     )
-    model = _own_model(own, spec, seed, data_root) if own else None
-    command = " ".join(["pyrozoo", *sys.argv[1:]])
     figures = runs.run(
-        spec, folder, seed=seed, root=data_root, device=device, resume=resume, model=model,
-        command=command,
+        spec, folder, seed=seed, root=data_root, device=device, resume=resume,
+        make=own.maker(cls) if cls else runs.make_model,
+        command=" ".join(["pyrozoo", *sys.argv[1:]]),
     )  # fmt: skip
-    _print_figures(label, data, figures)
+    _print_figures(method, title, figures)
     console.print(
         f"run folder  {folder}\nreport      [bold]{folder / 'report.html'}", highlight=False
     )
+
+
+@app.command()
+def report(
+    run: Folder,
+    out: Annotated[Path | None, typer.Option(help="Default: report.html in the folder.")] = None,
+    program: Program = None,
+) -> None:
+    """Write the report of a run folder again."""
+    from pyrozoo.zoo import folders
+
+    path = folders.write_report(folders.load(run, _maker(program)), out)
+    console.print(f"report  [bold]{path}", highlight=False)
+
+
+@app.command()
+def predict(
+    run: Folder,
+    data: Annotated[Path, typer.Option(help="A file with the columns (or sites) of training.")],
+    out: Annotated[Path, typer.Option(help="Where to: .csv, .parquet, .npz or .h5ad.")],
+    level: Annotated[float, typer.Option(help="Of the intervals of what is filled in.")] = 0.9,
+    num_samples: Annotated[int, typer.Option(help="Draws per row.", min=2)] = 200,
+    absent: Annotated[
+        bool, typer.Option("--absent", help="Columns that the file lacks are all missing.")
+    ] = False,
+    program: Program = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> None:
+    """Clusters or labels, embeddings, bounds and filled-in entries of new rows."""
+    from pyrozoo.zoo import exports, folders, tables
+
+    fitted = folders.load(run, _maker(program))
+    rows, index = _rows(fitted, data, absent)
+    found = exports.predict(fitted, rows, num_samples=num_samples, level=level, seed=seed)
+    kept = found if out.suffix == ".npz" else exports.to_frame(fitted, found, index)
+    tables.write(kept, out, overwrite=overwrite)
+    parts = ", ".join(found)
+    console.print(f"{len(rows):,} rows ({parts}) in [bold]{out}", highlight=False)
+
+
+@app.command()
+def sample(
+    run: Folder,
+    out: Annotated[Path, typer.Option(help="Where to: .csv, .parquet, .npz or .h5ad.")],
+    rows: Annotated[int, typer.Option(help="How many.", min=1)] = 100,
+    given: Annotated[
+        list[str] | None, typer.Option(help="SITE=VALUE of a finite site, such as y=3.")
+    ] = None,
+    program: Program = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> None:
+    """Generate rows from a fitted program."""
+    from pyrozoo.zoo import exports, folders, tables
+
+    fitted = folders.load(run, _maker(program))
+    values = dict(_assignment(text, "--given") for text in given or [])
+    found = exports.sample(fitted, rows, given=values, seed=seed)
+    kept = found if out.suffix == ".npz" else exports.to_frame(fitted, found)
+    tables.write(kept, out, overwrite=overwrite)
+    console.print(f"{rows:,} rows ({', '.join(found)}) in [bold]{out}", highlight=False)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="A method.")],
+    data: Data = "digits",
+    option: Annotated[str, typer.Option(help="What is varied.")] = "num_clusters",
+    values: Annotated[str, typer.Option(help="From-to (2-12) or a list (5,10,20).")] = "2-12",
+    seeds: Annotated[int, typer.Option(help="Fits of each value.", min=1)] = 3,
+    label: Label = None,
+    view: View = None,
+    column: Column = None,
+    drop: Drop = None,
+    index: Index = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", min=1)] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Default runs/sweep-NAME-DATA-OPTION.")] = None,
+    data_root: Root = None,
+    device: Device = "auto",
+) -> None:
+    """Choose the number of clusters: held-out bound, and agreement between seeds."""
+    from pyrozoo.zoo import runs, sweeps
+
+    source = _source(data, label, view, column, drop, index)
+    title = Path(data).stem if "file" in source else data
+    folder = out or Path("runs") / f"sweep-{name}-{title}-{option}"
+    spec = runs.with_overrides(
+        runs.default_spec(name, source),
+        fit={"epochs": epochs},
+        options=dict(_assignment(s) for s in settings or []),
+    )
+    records = sweeps.sweep(
+        spec, option, _values(values), folder, seeds=seeds, root=data_root, device=device
+    )
+    _print_sweep(records, option, f"{name} on {title}")
+    console.print(f"plot        [bold]{folder / 'sweep.png'}", highlight=False)
 
 
 @app.command()
@@ -179,68 +309,113 @@ def _print_figures(label: str, data: str, figures: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def _print_sweep(records: list[dict[str, Any]], option: str, title: str) -> None:
+    from pyrozoo.zoo import sweeps
+
+    top = sweeps.best(records)
+    table = Table(
+        option, "held-out bound", "", "stability", "", "clusters used", title=title, box=None
+    )
+    for record in records:
+        cells = ["" if record[k] is None else f"{record[k]:.3f}" for k in ("bound", "stability")]
+        spread = [
+            "" if record[k] is None else f"± {record[k]:.3f}" for k in ("bound_sd", "stability_sd")
+        ]
+        used = "" if record["clusters_used"] is None else f"{record['clusters_used']:.1f}"
+        row = [str(record["value"]), cells[0], spread[0], cells[1], spread[1], used]
+        table.add_row(*row, style="bold" if record is top else "")
+    console.print(table)
+    console.print(
+        f"best held-out bound: {option} = {top['value']}; a stability near 1 says that seeds agree",
+        highlight=False,
+    )
+
+
+def _source(
+    data: str,
+    label: str | None,
+    view: list[str] | None,
+    column: list[str] | None,
+    drop: list[str] | None,
+    index: str | None,
+) -> dict[str, Any]:
+    """The table ``data`` of a specification: a bundled name, or a file and how it is read."""
+    views = {k: v.split(",") for k, v in (_pair(text, "--view") for text in view or [])}
+    columns: dict[str, Any] = {}
+    for name, kind in (_pair(text, "--column") for text in column or []):
+        columns[name] = kind.split("<") if "<" in kind else kind
+    given = {"label": label, "views": views, "columns": columns, "drop": drop, "index": index}
+    how = {key: value for key, value in given.items() if value}
+    if Path(data).suffix:
+        return {"file": data, **how}
+    return {"name": data, **how}
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
+    if not equals or not name or not value:
+        raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def _assignment(text: str, option: str = "--set") -> tuple[str, Any]:
+    name, value = _pair(text, option)
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
 
 
-def _count_labels(labels: str | None, data: str, root: str | None, spec: Any) -> int | None:
-    from pyrozoo.zoo import datasets
-
-    if labels is None:
-        return None
-    if labels == "all":
-        return len(datasets.load(data, root, spec["data"].get("split", "train")).y)
-    if not labels.isdigit() or labels == "0":
-        raise ValueError(f"--labels is a positive number or 'all', got {labels!r}")
+def _count(labels: str | None) -> int | str | None:
+    if labels is None or labels == "all":
+        return labels
+    if not labels.isdigit():
+        raise ValueError(f"--labels is a number or 'all', got {labels!r}")
     return int(labels)
 
 
-def _own_class(text: str) -> Any:
-    """The class that FILE.py:Class names; the file is yours and is executed."""
-    file, _, name = text.rpartition(":")
-    path = Path(file)
-    if not file or not path.is_file():
-        raise ValueError(f"expected FILE.py:Class with an existing file, got {text!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = ModuleType(path.stem)
-    module.__file__ = str(path)
-    module.__spec__ = spec
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not inspect.isclass(found):
-        classes = [n for n, v in vars(module).items() if inspect.isclass(v)]
-        raise ValueError(f"{path} has no class {name!r} (classes: {', '.join(classes)})")
-    return found
+def _values(text: str) -> list[Any]:
+    """``2-5`` or ``2,3,8``."""
+    first, dash, last = text.partition("-")
+    if dash and first.isdigit() and last.isdigit() and int(first) <= int(last):
+        return list(range(int(first), int(last) + 1))
+    try:
+        return [json.loads(part) for part in text.split(",")]
+    except json.JSONDecodeError:
+        raise ValueError(f"--values is FROM-TO or a list A,B,C, got {text!r}") from None
 
 
-def _own_model(cls: Any, spec: Any, seed: int, root: str | None) -> Any:
-    """A user's program with a guide made for it; ``x_dim`` is passed where the class takes it."""
+def _maker(program: str | None) -> Any:
+    from pyrozoo.zoo import own, runs
 
-    from pyrozoo.guides import Amortized
-    from pyrozoo.guides.inputs import graph_of
-    from pyrozoo.inference.modes import seeded
-    from pyrozoo.zoo import runs
-    from pyrozoo.zoo.catalogue import Model
+    if program is not None:
+        return own.maker(own.find_class(program))
 
-    task = runs.make_task(spec, seed, root)
-    options = dict(spec.get("options", {}))
-    if "x_dim" in inspect.signature(cls).parameters:
-        options.setdefault("x_dim", task.train["x"].shape[1])
-    with seeded(seed):
-        program = cls(**options)
-        sites = graph_of(program).sites
-        given = [name for name in ("x", "y") if name in sites]
-        guide = Amortized(program, given, hidden=options.get("hidden", (256, 256)))
-    return Model(spec["method"], program, guide, options=options)
+    def make(spec: Any, task: Any, seed: int) -> Any:
+        if not runs.known_method(spec["method"]):
+            raise ValueError(
+                f"the run is of a program of your own, {spec['method']}: name it again with"
+                " --program FILE.py:Class"
+            )
+        return runs.make_model(spec, task, seed)
+
+    return make
+
+
+def _rows(run: Any, path: Path, absent: bool) -> tuple[Any, Any]:
+    """The rows of a file in the form of a run's training data, and their index."""
+    from pyrozoo.inference import Batch
+    from pyrozoo.zoo import tables
+
+    if run.schema is not None:
+        index = run.facts["spec"]["data"].get("index")
+        table = run.schema.encode(path, index=index, absent="missing" if absent else "error")
+        return Batch.of(table.data, len(table.index)), table.index
+    if path.suffix != ".npz":
+        sites = ", ".join(run.facts["shapes"])
+        raise ValueError(f"the run was trained on arrays: expected a .npz with {sites}, got {path}")
+    table = tables.read(path)
+    return Batch.of(table.data, len(table.index)), table.index
 
 
 def _example(name: str) -> dict[str, Any]:

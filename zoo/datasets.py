@@ -37,6 +37,7 @@ CLOTHES = (
     "bag",
     "ankle boot",
 )
+TABLES = ("breast_cancer", "wine")
 LABEL_NAMES = {"digits": DIGITS, "fashion_mnist": CLOTHES, "mnist": DIGITS}
 TORCHVISION_CLASSES = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 IDX_FILES = (
@@ -125,6 +126,27 @@ def load(
         image_shape=(1, height, width),
         label_names=LABEL_NAMES[name],
     )
+
+
+def table(name: str) -> tuple[Any, str]:
+    """Return one of scikit-learn's small tables, and the name of its label column.
+
+    ``wine`` has 178 rows, 13 columns and 3 cultivars; ``breast_cancer`` 569 rows, 30 columns and
+    2 diagnoses. Needs pandas.
+
+    Args:
+        name: One of :data:`TABLES`.
+
+    Raises:
+        ValueError: There is no such table.
+    """
+    if name not in TABLES:
+        raise ValueError(f"expected a table of {', '.join(TABLES)}, got {name!r}")
+    from sklearn import datasets
+
+    label = {"wine": "cultivar", "breast_cancer": "diagnosis"}[name]
+    bunch = getattr(datasets, f"load_{name}")(as_frame=True)
+    return bunch.data.assign(**{label: bunch.target_names[bunch.target]}), label
 
 
 def halves(

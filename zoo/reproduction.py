@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable
@@ -11,21 +14,29 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
-from pyrozoo.zoo import runs
+from pyrozoo.zoo import runs, scoring
+from pyrozoo.zoo.folders import write_json
 
 HEADLINES = (
-    "hungarian_accuracy", "nmi", "test_error", "mse_hidden", "mean_mse_hidden",
+    "hungarian_accuracy", "nmi", "test_error", "open_accuracy", "known_accuracy", "new_accuracy",
+    "rmse_hidden", "coverage_hidden", "mse_hidden", "mean_mse_hidden",
     "mse_x_left", "mean_mse_x_left", "mse_x_right", "mean_mse_x_right",
     "kmeans_hungarian_accuracy", "ae_gmm_hungarian_accuracy",
+    "mean_rmse_hidden", "mean_hungarian_accuracy", "knn_rmse_hidden", "knn_hungarian_accuracy",
+    "iterative_rmse_hidden", "iterative_hungarian_accuracy",
 )  # fmt: skip
 
 
 def reproduce(
     name: str, seeds: int, folder: Path, root: str | None = None, rivals: bool = True
 ) -> Path:
-    """Run seeds 0 .. ``seeds - 1`` of an experiment; finished seeds in the file are not run again.
+    """Run seeds 0 .. ``seeds - 1`` of an experiment.
+
+    Interrupted, it goes on where it was: finished seeds are in the file, and the one in progress
+    has a checkpoint beside it.
 
     With ``rivals`` the baselines run too, on the same rows with the same seed, where there are any.
 
@@ -44,12 +55,17 @@ def reproduce(
     for seed in range(seeds):
         if str(seed) in done:
             continue
-        model, _, task, figures = runs.fit_spec(spec, seed, root=root)
+        state = folder / f".{name}-seed{seed}"
+        model, _, task, figures = runs.fit_spec(
+            spec, seed, root=root, folder=state, resume=True, save_every=5
+        )
         if rivals:
-            for rival, row in runs.rivals_of(model, spec, task, seed).items():
+            epochs = spec.get("start", {}).get("epochs")
+            for rival, row in scoring.rivals(model, task, seed, epochs).items():
                 figures |= {f"{rival}_{key}": value for key, value in row.items()}
         done[str(seed)] = figures
-        runs._write_json(path, _record(name, spec, done))
+        write_json(path, _record(name, spec, done))
+        shutil.rmtree(state)
     return path
 
 
@@ -67,9 +83,20 @@ def _record(name: str, spec: runs.Spec, done: dict[str, dict[str, float]]) -> di
         },
         "seeds": done,
         "commit": _commit(),
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": machine(),
         "versions": runs.versions(),
     }
+
+
+def machine() -> str:
+    """The processor, how many of its cores are used, and the GPU if there is one."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores}{gpu}, {platform.system()}"
 
 
 def _commit() -> str:

@@ -29,6 +29,7 @@ runs, by likelihood.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from pyrozoo.guides import Mean
@@ -106,13 +108,16 @@ def start_mixture(
     num_starts: int = 10,
     seed: int = 0,
     progress: bool = False,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> None:
     """Pretrain as an autoencoder, then put the mixture on its codes.
 
     The autoencoder is the pair itself with a noiseless guide and only the likelihood in the
     objective.  The mixture is the most likely of ``num_starts`` Gaussian mixtures fitted by EM from
-    k-means; of a full-covariance mixture the components' own variances are taken.  Labels that the
-    data hold name the components and count as certain; without any, none are looked at.
+    k-means; of a full-covariance mixture the components' own variances are taken.  With labels in
+    the data a second mixture starts at the means of the labelled codes, and labels count as
+    certain; without any, none are looked at.
 
     Args:
         program, guide: trained in place.
@@ -123,28 +128,46 @@ def start_mixture(
         num_starts: mixtures from which the most likely is taken.
         seed: of all of it.
         progress: show a progress bar.
+        folder, resume: where the autoencoder's checkpoints go, and whether to go on from one.
     """
     only_x = data.drop(*(name for name in data.names if name != "x"))
     reconstruction = EnumELBO(weights={"y": 0.0, "z": 0.0})
     fit(
         program, Mean(guide, noise), only_x, objective=reconstruction, epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
+        folder=folder, resume=resume, decided_by={"noise": noise},
     )  # fmt: skip
-    codes = predict(program, Mean(guide), only_x, "z", num_samples=1).double().cpu().numpy()
+    drawn = predict(program, Mean(guide), only_x, "z", num_samples=1, seed=seed)
+    codes = drawn.double().cpu().numpy()
     mixture = gmm(codes, len(program.logits), seed, covariance, num_starts)
     share = mixture.predict_proba(codes)
     if "y" in data:
-        share = _named_by_labels(share, data["y"].cpu().numpy(), data.present("y").cpu().numpy())
+        labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
+        share = _start_at_labels(mixture, codes, share, labels, known)
     total = share.sum(0)[:, None] + 1e-9
     means = share.T @ codes / total
     scales = np.sqrt((share.T @ codes**2 / total - means**2).clip(0))
     program.set_mixture(share.mean(0) + 1e-9, means, scales)
 
 
-def _named_by_labels(share: Any, labels: Any, known: Any) -> Any:
-    """Responsibilities ``(rows, K)`` with components in the order of the labels they agree with."""
+def _start_at_labels(mixture: Any, codes: Any, share: Any, labels: Any, known: Any) -> Any:
+    """Responsibilities ``(rows, K)`` of a mixture that starts where the labelled rows are.
+
+    The component of a class without labelled rows starts where the mixture without labels has one
+    that agrees with none of the others.
+    """
     size = share.shape[1]
     agreement = np.stack([share[known & (labels == k)].sum(0) for k in range(size)])
-    share = share[:, linear_sum_assignment(agreement, maximize=True)[1]]
+    means = mixture.means_[linear_sum_assignment(agreement, maximize=True)[1]]
+    for k in np.unique(labels[known]):
+        means[k] = codes[known & (labels == k)].mean(0)
+    again = GaussianMixture(
+        size,
+        covariance_type=mixture.covariance_type,
+        means_init=means,
+        max_iter=500,
+        random_state=0,
+    )
+    share = again.fit(codes).predict_proba(codes)
     share[known] = np.eye(size)[labels[known]]
     return share

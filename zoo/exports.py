@@ -1,0 +1,173 @@
+"""What a run says of new rows, and rows that it generates, as arrays or as a data frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrozoo.inference import Batch, EnumELBO
+from pyrozoo.inference.graph import read_graph
+from pyrozoo.inference.modes import seeded
+from pyrozoo.zoo.folders import Run
+
+Array = NDArray[Any]
+ENTRIES = 20_000_000  # of draws that are held at a time
+
+
+def predict(
+    run: Run, data: Batch, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
+) -> dict[str, Any]:
+    """Everything that a fitted model says of rows.
+
+    Args:
+        run: a run folder that was read.
+        data: the rows; a label y that they bring is kept as certain.
+        num_samples: draws of the posterior for what is filled in, by importance.
+        level: of the intervals.
+        seed: of the draws.
+
+    Returns:
+        by name, rows first: ``y``, the most probable cluster or label, and ``p_y``, ``(rows, K)``,
+        where there is one; ``z`` (and so on), posterior means of latent sites; ``bound``, a lower
+        bound of the log-evidence in nats per row; for every site with missing entries
+        ``<site>_filled``, ``<site>_lower`` and ``<site>_upper``: data frames for a table, else
+        arrays.
+
+    Raises:
+        ValueError: the data do not fit the program, or the level is no share.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is a share between 0 and 1, got {level}")
+    result = run.result
+    found: dict[str, Any] = {}
+    if run.finite:
+        probabilities = result.responsibilities(data, seed=seed).cpu().numpy()
+        found |= {"y": probabilities.argmax(1), "p_y": probabilities}
+    graph = read_graph(result.program, data[:2])
+    for name, site in graph.sites.items():
+        plain = site.kind == "sample" and site.continuous and set(site.dims) == {"data"}
+        if plain and graph.descendants(name) and name not in data:
+            found[name] = result.predict(data, name, seed=seed).cpu().numpy()
+    objective = EnumELBO(10, kl="sampled", split=False, inputs=result.inputs)
+    with torch.no_grad(), seeded(seed):
+        slices = [data[i : i + 1024] for i in range(0, len(data), 1024)]
+        bounds = [objective.per_row(result.program, result.guide, part) for part in slices]
+    found["bound"] = torch.cat(bounds).cpu().numpy()
+    leaves = [
+        n for n, s in graph.sites.items()
+        if s.kind == "sample" and s.local and not graph.descendants(n) and n != "y"
+    ]  # fmt: skip
+    for name in leaves:
+        if name not in data or data.partly(name):
+            width = graph.sites[name].event_shape.numel()
+            parts = [
+                _filled(run, part, name, num_samples, level, seed)
+                for part in _slices(data, max(1, ENTRIES // (num_samples * width)))
+            ]
+            for i, kind in enumerate(("filled", "lower", "upper")):
+                found[f"{name}_{kind}"] = _join([part[i] for part in parts])
+    return found
+
+
+def _slices(data: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import pandas as pd
+
+    return pd.concat(parts, ignore_index=True)
+
+
+def _filled(
+    run: Run, data: Batch, name: str, num_samples: int, level: float, seed: int
+) -> tuple[Any, Any, Any]:
+    """Known entries as they are; others as posterior mean (or likeliest level) and interval."""
+    draws = run.result.posterior(
+        data, num_samples, predictive=True, importance=True, batch_size=len(data), seed=seed
+    )[name].cpu()
+    value = data[name].cpu() if name in data else torch.zeros(draws.shape[1:])
+    present = data.present(name).cpu()
+    present = present.reshape(present.shape + (1,) * (value.dim() - present.dim()))
+    known = present.expand(value.shape)
+    if _has_columns(run, name):
+        whole = run.schema.summarise(name, draws, (value, known.numpy()), level)
+        return whole.value, whole.lower, whole.upper
+    low, high = ((1 - level) / 2, (1 + level) / 2)
+    middle = [draws.mean(0), torch.quantile(draws, low, 0), torch.quantile(draws, high, 0)]
+    filled, lower, upper = (torch.where(known, value, m).numpy() for m in middle)
+    return filled, lower, upper
+
+
+def sample(
+    run: Run, rows: int, *, given: Mapping[str, int] | None = None, seed: int = 0
+) -> dict[str, Array]:
+    """Rows that the program generates, by site: latent sites and data.
+
+    Args:
+        run: a run folder that was read.
+        rows: how many.
+        given: values of finite sites (``{"y": 3}``), else they are drawn too.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a site or a value is unknown.
+    """
+    if rows < 1:
+        raise ValueError(f"expected at least one row, got {rows}")
+    fixed = {name: torch.full((rows,), value) for name, value in (given or {}).items()}
+    batch = Batch.of(fixed, rows)
+    draws = run.result.posterior(batch, predictive=True, seed=seed, batch_size=rows)
+    local = {n: v[0].cpu().numpy() for n, v in draws.items() if v.dim() > 1 and v.shape[1] == rows}
+    return {**{n: v.numpy() for n, v in fixed.items()}, **local}
+
+
+def to_frame(run: Run, found: Mapping[str, Any], index: Any = None) -> Any:
+    """Arrays and frames by name as one data frame: ``z[0]``, ``p(y=3)``, ``alcohol_lower``.
+
+    The columns of a table keep their names and levels, a label its name and levels.
+    """
+    import pandas as pd
+
+    pieces = []
+    for name, value in found.items():
+        kind = name.rpartition("_")[2]
+        if isinstance(value, pd.DataFrame):
+            pieces.append(value if kind == "filled" else value.add_suffix(f"_{kind}"))
+        elif _has_columns(run, name):
+            pieces.append(run.schema.decode(name, value))
+        elif name == "y":
+            names = _names(run)
+            label = [names[k] if k < len(names) else k for k in value] if names else value
+            pieces.append(pd.DataFrame({"y": label}))
+        elif name == "p_y":
+            names = _names(run)
+            heads = [f"p(y={names[k] if k < len(names) else k})" for k in range(value.shape[1])]
+            pieces.append(pd.DataFrame(value, columns=heads))
+        elif value.ndim == 1:
+            pieces.append(pd.DataFrame({name: value}))
+        else:
+            flat = value.reshape(len(value), -1)
+            heads = [f"{name}[{i}]" for i in range(flat.shape[1])]
+            pieces.append(pd.DataFrame(flat, columns=heads))
+    frame = pd.concat(pieces, axis=1)
+    if index is not None:
+        frame.index = index
+    return frame
+
+
+def _has_columns(run: Run, name: str) -> bool:
+    sites = run.schema.sites if run.schema is not None else ()
+    return any(site.name == name and site.columns for site in sites)
+
+
+def _names(run: Run) -> list[str]:
+    """The labels' names, if y is a label; clusters are numbers."""
+    return list(run.facts["label_names"]) if run.supervised else []

@@ -1,0 +1,210 @@
+"""Scores of a fitted method on its task, and of plain rivals on the same rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrozoo.inference import Batch, Result, metrics
+from pyrozoo.zoo import baselines
+from pyrozoo.zoo.catalogue import Model
+from pyrozoo.zoo.tasks import Task
+
+DRAWS, LEVEL = 200, 0.9
+NUMERIC = ("real", "positive", "count")
+
+
+def score(result: Result, task: Task) -> dict[str, float]:
+    """The figures of a fitted method; which ones depends on what was observed.
+
+    Several modalities of images: for each the mean squared error of predicting it from the others
+    on test rows, beside that of the training mean (``mse_*``, ``mean_mse_*``).  Labels shown: the
+    share of test rows whose most probable label is wrong (``test_error``), and the calibration
+    error; with hidden classes also :func:`open_set`.  A finite site ``y`` and no labels: the
+    clustering metrics on the rows that it was fitted to.  Hidden pixels: the mean squared error of
+    predicting them on test rows, beside that of the training mean.  Hidden entries of a table:
+    :func:`imputation`.
+    """
+    figures: dict[str, float] = {}
+    finite = any(line.startswith("y: ") for line in result.sites)
+    known = task.test_labels >= 0
+    if finite and "y" in task.train and bool(known.any()):
+        probabilities = result.responsibilities(task.test.drop("y"), seed=0)[known]
+        labels = task.test_labels[known]
+        if task.known_classes is None:
+            figures["test_error"] = 1 - metrics.accuracy(labels, probabilities.argmax(1))
+            figures["calibration_error"] = metrics.calibration_error(probabilities, labels)
+        else:
+            figures |= open_set(labels, probabilities, task.known_classes)
+    elif finite and bool((task.labels >= 0).any()):
+        known = task.labels >= 0
+        probabilities = result.responsibilities(task.train, seed=0)[known]
+        figures |= metrics.clustering_report(task.labels[known], probabilities)
+    if task.truth and task.schema is not None:
+        figures |= imputation(result, task)
+    elif task.truth:
+        figures |= _pixels(result, task)
+    if task.images and len(task.test.names) > 1 and "x" not in task.test:
+        figures |= _cross_errors(result, task)
+    return figures
+
+
+def open_set(labels: Tensor, probabilities: Tensor, known_classes: int) -> dict[str, float]:
+    """Accuracies where the last classes had no labelled row.
+
+    A class with labelled rows has to be named; the others have to be found: each of the remaining
+    values of y is matched with one of them, one to one, so that most rows agree (Hungarian).
+
+    Args:
+        labels: true classes, ``(rows,)``.
+        probabilities: ``(rows, K)``, the first ``known_classes`` columns in the order of classes.
+        known_classes: how many classes had labelled rows.
+
+    Returns:
+        ``open_accuracy`` over all rows, ``known_accuracy`` and ``new_accuracy`` of the rows of
+        classes with and without labelled rows, and ``new_recall``, the share of rows of new classes
+        that were given no known label.
+    """
+    found = probabilities.argmax(1).numpy()
+    truth = np.asarray(labels)
+    new, fresh = truth >= known_classes, found >= known_classes
+    both = new & fresh
+    matched = metrics.match_clusters(truth[both], found[both]) if both.any() else {}
+    named = np.array([matched.get(int(k), -1) if k >= known_classes else k for k in found])
+    right = named == truth
+    return {
+        "open_accuracy": float(right.mean()),
+        "known_accuracy": float(right[~new].mean()) if (~new).any() else float("nan"),
+        "new_accuracy": float(right[new].mean()) if new.any() else float("nan"),
+        "new_recall": float(fresh[new].mean()) if new.any() else float("nan"),
+    }
+
+
+def imputation(result: Result, task: Task) -> dict[str, float]:
+    """How well hidden entries of a table are filled in.
+
+    Returns:
+        ``rmse_hidden``, the root of the mean squared error of numeric entries in standard
+        deviations of their column, ``error_hidden``, the share of wrong levels, and
+        ``coverage_hidden``, the share of hidden numeric entries in their central 90 % interval.
+    """
+    draws = result.posterior(task.test, DRAWS, predictive=True, importance=True, seed=0)
+    guess, inside = [], []
+    for name in task.truth:
+        some = draws[name].double()
+        low, high = (torch.quantile(some, q, 0) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        truth = task.truth[name].double()
+        inside.append((truth >= low) & (truth <= high))
+        middle = some.mean(0)
+        levels = torch.tensor([c.kind not in NUMERIC for c in task.schema.site(name).columns])
+        middle[:, levels] = some[:, :, levels].mode(0).values
+        guess.append(middle)
+    error = _table_errors(torch.cat(guess, 1), task)
+    where = _hidden(task) & _numeric(task)
+    return {**error, "coverage_hidden": float(torch.cat(inside, 1)[where].double().mean())}
+
+
+def _table_errors(guess: Tensor, task: Task) -> dict[str, float]:
+    truth = torch.cat([task.truth[n].double() for n in task.truth], 1)
+    hidden, numeric = _hidden(task), _numeric(task)
+    known = torch.cat([_entries(task.train, n) for n in task.truth], 1)
+    values = torch.cat([task.train[n].double() for n in task.truth], 1)
+    count = known.sum(0).clamp(min=2)
+    mean = (values * known).sum(0) / count
+    spread = (((values - mean) * known).square().sum(0) / count).sqrt().clamp(min=1e-12)
+    figures = {}
+    if bool((hidden & numeric).any()):
+        scaled = ((guess - truth) / spread).square()
+        figures["rmse_hidden"] = float(scaled[hidden & numeric].mean().sqrt())
+    if bool((hidden & ~numeric).any()):
+        figures["error_hidden"] = float((guess != truth)[hidden & ~numeric].double().mean())
+    return figures
+
+
+def _entries(batch: Batch, name: str) -> Tensor:
+    """Presence of every entry, ``(rows, columns)``."""
+    present = batch.present(name)
+    shape = (*present.shape, *[1] * (2 - present.dim()))
+    return present.reshape(shape).expand(batch.shape(name))
+
+
+def _hidden(task: Task) -> Tensor:
+    """Entries that were hidden although somebody knows them, ``(rows, columns of all sites)``."""
+    hidden = [~_entries(task.test, n) & ~t.isnan() for n, t in task.truth.items()]
+    return torch.cat(hidden, 1)
+
+
+def _numeric(task: Task) -> Tensor:
+    columns = [c for n in task.truth for c in task.schema.site(n).columns]
+    return torch.tensor([c.kind in NUMERIC for c in columns]).unsqueeze(0)
+
+
+def _pixels(result: Result, task: Task) -> dict[str, float]:
+    truth, hidden = task.truth["x"], ~task.test.present("x")
+    mean = task.train["x"].sum(0) / task.train.present("x").sum(0)
+    guess = result.predict(task.test, "x", num_samples=100, seed=0)
+    return {
+        "mse_hidden": float((guess - truth).square()[hidden].mean()),
+        "mean_mse_hidden": float((mean - truth).square()[hidden].mean()),
+    }
+
+
+def _cross_errors(result: Result, task: Task) -> dict[str, float]:
+    figures = {}
+    for name in task.test.names:
+        guess = result.predict(task.test, name, observed="ignore", num_samples=100, seed=0)
+        known = task.train[name][task.train.present(name)]
+        truth = task.test[name]
+        figures[f"mse_{name}"] = float((guess - truth).square().mean())
+        figures[f"mean_mse_{name}"] = float((known.mean(0) - truth).square().mean())
+    return figures
+
+
+def rivals(
+    model: Model, task: Task, seed: int, epochs: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Plain methods on the same rows, where there are any for the task.
+
+    Images to cluster: k-means, and autoencoder + mixture.  Tables: each of scikit-learn's imputers,
+    followed by a mixture of Gaussians with as many components.
+    """
+    clusters = model.options.get("num_clusters")
+    if "y" in task.train:
+        return {}
+    known = task.labels >= 0
+    labels = task.labels if bool(known.all()) else None
+    if task.schema is not None:
+        return _imputers(task, clusters, labels, seed)
+    plain = task.train.names == ("x",) and not task.train.partly("x")
+    if not plain or clusters is None:
+        return {}
+    options = {key: model.options[key] for key in ("hidden", "latent_dim") if key in model.options}
+    return baselines.clustering_baselines(
+        task.train["x"], labels, clusters, seed=seed, epochs=epochs or 20, **options
+    )
+
+
+def _imputers(
+    task: Task, clusters: int | None, labels: Tensor | None, seed: int
+) -> dict[str, dict[str, float]]:
+    columns = [c for site in task.schema.sites for c in site.columns]
+    if not task.transductive or not columns or any(c.kind not in NUMERIC for c in columns):
+        return {}
+    values = torch.cat([task.train[s.name].double() for s in task.schema.sites], 1)
+    known = torch.cat([_entries(task.train, s.name) for s in task.schema.sites], 1)
+    table: NDArray[Any] = np.where(known.numpy(), values.numpy(), np.nan)
+    found = {}
+    for name, full in baselines.imputers(table, seed).items():
+        figures: dict[str, float] = {}
+        if task.truth:
+            figures |= _table_errors(torch.from_numpy(full), task)
+        if clusters is not None and labels is not None:
+            spread = (full - full.mean(0)) / full.std(0).clip(1e-12)
+            mixture = baselines.gmm(spread, clusters, seed)
+            figures |= metrics.clustering_report(labels, mixture.predict_proba(spread))
+        found[name] = figures
+    return found

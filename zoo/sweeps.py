@@ -1,0 +1,150 @@
+"""Choosing an option, such as the number of clusters, without labels.
+
+Each value is fitted with several seeds to the same rows; the others are held out.  Two figures
+speak for a value: the bound of the held-out rows, and the *stability*, how far two seeds agree on
+which held-out rows belong together (adjusted Rand index; Hubert and Arabie, "Comparing partitions",
+1985).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import adjusted_rand_score
+
+from pyrozoo.inference import plots
+from pyrozoo.zoo import folders, runs
+from pyrozoo.zoo.catalogue import method
+from pyrozoo.zoo.tasks import Task, make_task
+
+HELD_OUT = 0.2
+PARTICLES = 16
+
+
+def sweep(
+    spec: runs.Spec,
+    option: str,
+    values: Sequence[Any],
+    folder: Path,
+    *,
+    seeds: int = 3,
+    root: str | None = None,
+    progress: bool = True,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Fit every value of an option with every seed, and store ``sweep.json`` and ``sweep.png``.
+
+    What the folder already has is not fitted again.  The held-out rows, a fifth, are the same for
+    all.
+
+    Args:
+        spec: a specification, see :mod:`.runs`.
+        option: of the method, such as ``num_clusters``.
+        values: to try.
+        folder: where the results go.
+        seeds: fits of each value, from seed 0.
+        root: folder of the image files.
+        progress: show progress bars.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        one record a value: ``value``, ``bound`` and ``bound_sd`` over seeds in nats per datum,
+        ``clusters_used``, ``stability`` and ``stability_sd`` over pairs of seeds (None for one
+        seed, or without a finite site y).
+
+    Raises:
+        ValueError: the option is unknown, no value is given, or the folder is of another sweep.
+    """
+    accepted = method(spec["method"]).options
+    if option not in accepted:
+        raise ValueError(
+            f"{spec['method']} has no option {option!r} (options: {', '.join(accepted)})"
+        )
+    if not values or seeds < 1:
+        raise ValueError(f"expected values and seeds, got {list(values)} and {seeds}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sweep.json"
+    plan = {"spec": json.loads(json.dumps(spec)), "option": option}
+    stored = json.loads(path.read_text()) if path.exists() else {**plan, "fits": {}}
+    if any(stored.get(key) != plan[key] for key in plan):
+        raise ValueError(f"{path} is of another sweep; choose another folder")
+    fits = stored["fits"]
+    for value, seed in itertools.product(values, range(seeds)):
+        key = f"{json.dumps(value)} seed {seed}"
+        if key not in fits:
+            fits[key] = _fit(spec, option, value, seed, root, progress, device)
+            folders.write_json(path, {**plan, "fits": fits, "summary": []})
+    records = [
+        _record(v, [fits[f"{json.dumps(v)} seed {s}"] for s in range(seeds)]) for v in values
+    ]
+    folders.write_json(path, {**plan, "fits": fits, "summary": records})
+    draw(records, option).savefig(folder / "sweep.png", dpi=150)
+    return records
+
+
+def best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record with the best held-out bound."""
+    return max(records, key=lambda record: record["bound"])
+
+
+def _fit(
+    spec: runs.Spec, option: str, value: Any, seed: int, root: str | None, show: bool, device: str
+) -> dict[str, Any]:
+    whole = make_task(spec["data"], spec["method"], 0, root)
+    order = np.random.default_rng(0).permutation(len(whole.train))
+    count = max(1, round(HELD_OUT * len(order)))
+    held, rest = whole.train[np.sort(order[:count])], whole.train[np.sort(order[count:])]
+    task = Task(
+        rest, whole.labels[np.sort(order[count:])], held, whole.labels[np.sort(order[:count])],
+        schema=whole.schema, likelihoods=whole.likelihoods,
+    )  # fmt: skip
+    model = runs.make_model(runs.with_overrides(spec, options={option: value}), task, seed)
+    start = spec.get("start") if model.start is not None else None
+    result = model.fit(
+        task.train, seed=seed, progress=show, start=start, device=device, **spec.get("fit", {})
+    )
+    found: dict[str, Any] = {"bound": result.evaluate(held, PARTICLES)["bound"]}
+    if any(line.startswith("y: ") for line in result.sites):
+        found["clusters"] = result.responsibilities(held, seed=0).argmax(1).tolist()
+    return found
+
+
+def _record(value: Any, fits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    bounds = [fit["bound"] for fit in fits]
+    clusters = [fit["clusters"] for fit in fits if "clusters" in fit]
+    agree = [adjusted_rand_score(a, b) for a, b in itertools.combinations(clusters, 2)]
+    return {
+        "value": value,
+        "bound": statistics.fmean(bounds),
+        "bound_sd": statistics.stdev(bounds) if len(bounds) > 1 else None,
+        "clusters_used": statistics.fmean(len(set(c)) for c in clusters) if clusters else None,
+        "stability": statistics.fmean(agree) if agree else None,
+        "stability_sd": statistics.stdev(agree) if len(agree) > 1 else None,
+    }
+
+
+def draw(records: Sequence[dict[str, Any]], option: str) -> Figure:
+    """Held-out bound and stability against the value."""
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    places, names = range(len(records)), [str(r["value"]) for r in records]
+    for axes, key, label in (
+        (left, "bound", "held-out bound, nats per datum"),
+        (right, "stability", "stability, adjusted Rand index"),
+    ):
+        middle = [np.nan if r[key] is None else r[key] for r in records]
+        spread = [r[f"{key}_sd"] or 0.0 for r in records]
+        axes.errorbar(places, middle, spread, color=plots.ACCENT, marker="o", ms=4, capsize=2)
+        axes.set_xticks(places, names)
+        axes.set_xlabel(option.replace("_", " "))
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    right.set_ylim(-0.05, 1.05)
+    return figure
