@@ -90,7 +90,7 @@ def samples(view: View) -> list[Card]:
             ticks = [h or f"draw {i + 1}" for i, h in enumerate(heads)]
             labels = ("", f"columns of {name}", "standard deviations")
             profile = np.nan_to_num((mean - centre) / spread)
-            figure = plots.heat_map(profile, ticks, labels=labels)
+            figure = plots.heat_map(profile, ticks, view.columns.get(name, ()), labels)
             cards.append(Card("profiles" + kind, title, figure))
     return cards
 
@@ -113,7 +113,7 @@ def rebuilt(view: View) -> list[Card]:
             shown = [(head, values.reshape(-1, *shape)) for head, values in parts.items()]
             cards.append(Card("rebuilt", title, plots.image_rows(shown, view.limits(name))))
         else:
-            figure = plots.agreement(parts.pop("observed"), parts)
+            figure = plots.agreement(parts.pop("observed"), parts, name in view.columns)
             cards.append(Card("agreement", title, figure))
     return cards
 

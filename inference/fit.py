@@ -206,7 +206,7 @@ def fit(
 
         unchecked, weighted = pyro.validation_enabled(False), _scheduled(objective, scheduled)
         with seeded(seed), unchecked, weighted, guard, bar:
-            bar.say(*result.sites)
+            bar.say(title or "fit", *(f"  {line}" for line in result.sites))
             if going_on:
                 state.load(epochs)
                 result.stopped = result.stopped and _stop(result, callbacks, patience)

@@ -7,6 +7,7 @@ touches pyplot, so that no state is shared.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,9 @@ def heat_map(
         labels: what the rows, the columns and the colours are.
     """
     counts = values.dtype.kind in "iu"
-    width, depth = 1.5 + 0.31 * values.shape[1], 0.9 + 0.3 * len(values)
+    names = [_short(n) for n in columns] if len(columns) <= 40 else []
+    slanted = max(map(len, names), default=0) > 3
+    width, depth = 1.5 + 0.31 * values.shape[1], 0.9 + 0.3 * len(values) + slanted
     fig = Figure(figsize=(np.clip(width, 4.5, 9.2), np.clip(depth, 2.2, 9)), layout="constrained")
     ax = _axes(fig, frame=False)
     shown = values / np.maximum(values.sum(1, keepdims=True), 1) if counts else values
@@ -125,9 +128,9 @@ def heat_map(
         bar.set_label(labels[2], fontsize=8.5, color=MUTED)
     if len(rows) <= 40:
         ax.set_yticks(range(len(rows)), [_short(n, 28) for n in rows])
-    if 0 < len(columns) <= 40:
-        names = [_short(n) for n in columns]
-        ax.set_xticks(range(len(names)), names, rotation=60 if max(map(len, names)) > 3 else 0)
+    if names:
+        turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+        ax.set_xticks(range(len(names)), names, **turned)
     _label(ax, labels[1], labels[0])
     return fig
 
@@ -214,8 +217,20 @@ def reliability(probabilities: Array, labels: Array, num_bins: int = 15) -> Figu
     return fig
 
 
-def agreement(observed: Array, rebuilt: Mapping[str, Array]) -> Figure:
-    """Draw rebuilt values against observed ones that are not NaN, one panel per title."""
+def agreement(observed: Array, rebuilt: Mapping[str, Array], scaled: bool = False) -> Figure:
+    """Draw rebuilt values against observed ones that are not NaN, one panel per title.
+
+    With ``scaled`` every column is shown in its standard deviations from its mean.
+    """
+    unit = ""
+    if scaled:
+        with warnings.catch_warnings():  # columns without any value
+            warnings.simplefilter("ignore", RuntimeWarning)
+            middle, spread = np.nanmean(observed, 0), np.nanstd(observed, 0)
+        spread = np.where(spread > 0, spread, 1.0)
+        observed = (observed - middle) / spread
+        rebuilt = {title: (values - middle) / spread for title, values in rebuilt.items()}
+        unit = ", sd of the column"
     fig = Figure(figsize=(4.5 * len(rebuilt), 3.9), layout="constrained")
     pick = np.random.default_rng(0).permutation(np.flatnonzero(~np.isnan(observed)))[:3000]
     x = observed.reshape(-1)[pick]
@@ -223,7 +238,7 @@ def agreement(observed: Array, rebuilt: Mapping[str, Array]) -> Figure:
         ax = _axes(fig, (1, len(rebuilt), i + 1), title)
         ax.plot([x.min(), x.max()], [x.min(), x.max()], color=MUTED, lw=0.9, ls="--")
         ax.scatter(x, values.reshape(-1)[pick], s=6, color=ACCENT, alpha=0.4, linewidths=0)
-        _label(ax, "observed", "mean under the model")
+        _label(ax, "observed" + unit, "mean under the model" + unit)
     return fig
 
 

@@ -39,7 +39,7 @@ class Bar:
         """Print lines above the bar, or after it; without a bar, none."""
         if self.console is not None:
             for line in lines:
-                self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, done: float) -> None:
         """Show which part of the whole is done."""

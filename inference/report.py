@@ -37,6 +37,7 @@ def write(
     labels: Array | None = None,
     label_names: Sequence[str] | Mapping[int, str] | None = None,
     images: Mapping[str, tuple[int, int, int]] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
     cluster: str | None = None,
     classes: bool = False,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
@@ -54,6 +55,7 @@ def write(
         labels: true labels ``(rows,)``, for the report only.
         label_names: what each label is called: label -> name, or in order.
         images: site -> (channels, height, width), for sites that are pictures.
+        columns: site -> names of its columns.
         cluster: the finite site to report; default: the only latent one if there is one, else none.
         classes: the values of that site are the labels themselves (a classifier): adds the accuracy
             and the calibration, and nothing is renamed.
@@ -76,6 +78,7 @@ def write(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         view = View(result, data, labels, label_names, images or {}, cluster, classes)
+        view.columns = dict(columns or {})
         scores = view.scores()
         draw = (
             pictures.curves,

@@ -7,7 +7,7 @@ the responsibilities, names and colours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -43,6 +43,7 @@ class View:
         nets = [net for net in (result.program, result.guide) if isinstance(net, nn.Module)]
         device = next((p.device for net in nets for p in net.parameters()), None)
         self.result, self.images, self.classes = result, images, classes
+        self.columns: dict[str, Sequence[str]] = {}  # names of the columns of a site
         self.batch = Batch.of(data).to(device)
         if len(self.batch) == 0:
             raise ValueError("there are no rows to report on")

@@ -107,10 +107,12 @@ def gmm(
         scikit-learn's mixture; ``predict_proba`` gives responsibilities, and ``score`` the mean
         log-likelihood, of data that have been scaled as these were (uint8 by 255).
     """
+    data = _data(x)
+    check_clusters(num_clusters, len(data))
     mixture = GaussianMixture(
         num_clusters, covariance_type=covariance, n_init=n_init, max_iter=500, random_state=seed
     )
-    return mixture.fit(_data(x).astype(np.float64))
+    return mixture.fit(data.astype(np.float64))
 
 
 def train_autoencoder(
@@ -271,6 +273,16 @@ def imputers(table: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:
     return found
 
 
+def check_clusters(num_clusters: int, rows: int) -> None:
+    """Check that there are as many rows as clusters, of which there is at least one.
+
+    Raises:
+        ValueError: there are not; naming ``num_clusters``.
+    """
+    if not 1 <= num_clusters <= rows:
+        raise ValueError(f"num_clusters is from 1 to the {rows} rows, got {num_clusters}")
+
+
 def _scores(labels: Array | None, responsibilities: NDArray[np.float64]) -> dict[str, float]:
     """Score a clustering, by what needs no labels where there are none."""
     if labels is None:
@@ -280,6 +292,7 @@ def _scores(labels: Array | None, responsibilities: NDArray[np.float64]) -> dict
 
 def _fit_kmeans(data: NDArray[Any], num_clusters: int, seed: int) -> KMeans:
     """Fit k-means, the best of ten starts."""
+    check_clusters(num_clusters, len(data))
     return KMeans(num_clusters, n_init=10, random_state=seed).fit(data)
 
 

@@ -252,10 +252,10 @@ def hivae(
     views: dict[str, Likelihood] = {}
     for name in dict.fromkeys([*batch.names, *asked]):
         given = asked.get(name)
-        if isinstance(given, Likelihood):
+        if isinstance(given, Likelihood) and name not in batch:
             views[name] = copy.deepcopy(given)
         elif given is not None:
-            views[name] = make_likelihood(given, _width(batch, name))
+            views[name] = copy.deepcopy(make_likelihood(given, _width(batch, name)))
         elif name == "x" or name.startswith("x_"):
             _width(batch, name)
             views[name] = infer_columns(batch[name], batch.present(name))

@@ -91,7 +91,7 @@ def show(
     console.print(f"\n[bold]BibTeX[/bold]\n{escape(catalogue.citation(name))}", highlight=False)
     if diagram is not None:
         _draw(model.program, diagram)
-        console.print(f"\nplate diagram: {diagram}")
+        _say("\nplate diagram: ", diagram)
     elif _has_graphviz():
         console.print(f"\nplate diagram: pyrozoo show {name} --diagram {name}.svg")
 
@@ -147,7 +147,7 @@ def train(
         spec,
         data={"labels": _count(labels), "missing": missing, "hidden": hidden, "test": test},
         fit={"epochs": epochs, "batch_size": batch_size, "lr": lr},
-        options=dict(_assignment(s) for s in settings or []),
+        options=_assignments(settings, "--set"),
     )
     figures = runs.run(
         spec, folder, seed=seed, root=data_root, device=device, resume=resume,
@@ -155,9 +155,8 @@ def train(
         command=" ".join(["pyrozoo", *sys.argv[1:]]),
     )  # fmt: skip
     _print_figures(method, title, figures)
-    console.print(
-        f"run folder  {folder}\nreport      [bold]{folder / 'report.html'}", highlight=False
-    )
+    _say("run folder  ", folder)
+    _say("report      ", folder / "report.html")
 
 
 @app.command()
@@ -170,7 +169,7 @@ def report(
     from pyrozoo.zoo import folders
 
     path = folders.write_report(folders.load(run, _maker(program)), out)
-    console.print(f"report  [bold]{path}", highlight=False)
+    _say("report  ", path)
 
 
 @app.command()
@@ -193,10 +192,9 @@ def predict(
     fitted = folders.load(run, _maker(program))
     rows, index = _rows(fitted, data, absent)
     found = exports.predict(fitted, rows, num_samples=num_samples, level=level, seed=seed)
-    kept = found if out.suffix == ".npz" else exports.to_frame(fitted, found, index)
+    kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found, index)
     tables.write(kept, out, overwrite=overwrite)
-    parts = ", ".join(found)
-    console.print(f"{len(rows):,} rows ({parts}) in [bold]{out}", highlight=False)
+    _say(f"{len(rows):,} rows ({', '.join(found)}) in ", out)
 
 
 @app.command()
@@ -215,11 +213,11 @@ def sample(
     from pyrozoo.zoo import exports, folders, tables
 
     fitted = folders.load(run, _maker(program))
-    values = dict(_assignment(text, "--given") for text in given or [])
+    values = _assignments(given, "--given")
     found = exports.sample(fitted, rows, given=values, seed=seed)
-    kept = found if out.suffix == ".npz" else exports.to_frame(fitted, found)
+    kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found)
     tables.write(kept, out, overwrite=overwrite)
-    console.print(f"{rows:,} rows ({', '.join(found)}) in [bold]{out}", highlight=False)
+    _say(f"{rows:,} rows ({', '.join(found)}) in ", out)
 
 
 @app.command()
@@ -249,13 +247,13 @@ def sweep(
     spec = runs.with_overrides(
         runs.default_spec(name, source),
         fit={"epochs": epochs},
-        options=dict(_assignment(s) for s in settings or []),
+        options=_assignments(settings, "--set"),
     )
     records = sweeps.sweep(
         spec, option, _values(values), folder, seeds=seeds, root=data_root, device=device
     )
     _print_sweep(records, option, f"{name} on {title}")
-    console.print(f"plot        [bold]{folder / 'sweep.png'}", highlight=False)
+    _say("plot        ", folder / "sweep.png")
 
 
 @app.command()
@@ -275,7 +273,7 @@ def reproduce(
         return
     path = reproduction.reproduce(name, seeds, out, root=data_root, rivals=rivals)
     console.print(reproduction.table([json.loads(path.read_text())]))
-    console.print(f"stored in {path}", highlight=False)
+    _say("stored in ", path)
 
 
 @app.command()
@@ -295,10 +293,15 @@ def results(
 # ---- helpers -------------------------------------------------------------------------------------
 
 
+def _say(text: str, path: Path) -> None:
+    """A line that ends with a path, which may hold any characters."""
+    console.print(f"{escape(text)}[bold]{escape(str(path))}", highlight=False)
+
+
 def _print_figures(label: str, data: str, figures: dict[str, Any]) -> None:
     rivals = {name: row for name, row in figures.items() if isinstance(row, dict)}
     own = {k: v for k, v in figures.items() if not isinstance(v, dict)}
-    table = Table("", *([label, *rivals]), title=f"{label} on {data}", box=None)
+    table = Table("", *map(escape, [label, *rivals]), title=escape(f"{label} on {data}"), box=None)
     for key, value in own.items():
         if key in ("seconds", "bound"):
             continue
@@ -314,19 +317,23 @@ def _print_sweep(records: list[dict[str, Any]], option: str, title: str) -> None
 
     top = sweeps.best(records)
     table = Table(
-        option, "held-out bound", "", "stability", "", "clusters used", title=title, box=None
-    )
+        option, "held-out bound", "", "stability", "", "clusters used", title=escape(title),
+        box=None,
+    )  # fmt: skip
     for record in records:
         cells = ["" if record[k] is None else f"{record[k]:.3f}" for k in ("bound", "stability")]
         spread = [
             "" if record[k] is None else f"± {record[k]:.3f}" for k in ("bound_sd", "stability_sd")
         ]
         used = "" if record["clusters_used"] is None else f"{record['clusters_used']:.1f}"
-        row = [str(record["value"]), cells[0], spread[0], cells[1], spread[1], used]
+        row = [escape(str(record["value"])), cells[0], spread[0], cells[1], spread[1], used]
         table.add_row(*row, style="bold" if record is top else "")
     console.print(table)
     console.print(
-        f"best held-out bound: {option} = {top['value']}; a stability near 1 says that seeds agree",
+        escape(
+            f"best held-out bound: {option} = {top['value']}; a stability near 1 says that seeds"
+            " agree"
+        ),
         highlight=False,
     )
 
@@ -340,9 +347,9 @@ def _source(
     index: str | None,
 ) -> dict[str, Any]:
     """The table ``data`` of a specification: a bundled name, or a file and how it is read."""
-    views = {k: v.split(",") for k, v in (_pair(text, "--view") for text in view or [])}
+    views = {k: v.split(",") for k, v in _pairs(view, "--view").items()}
     columns: dict[str, Any] = {}
-    for name, kind in (_pair(text, "--column") for text in column or []):
+    for name, kind in _pairs(column, "--column").items():
         columns[name] = kind.split("<") if "<" in kind else kind
     given = {"label": label, "views": views, "columns": columns, "drop": drop, "index": index}
     how = {key: value for key, value in given.items() if value}
@@ -351,25 +358,35 @@ def _source(
     return {"name": data, **how}
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name or not value:
-        raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
-    return name, value
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str]:
+    """``NAME=VALUE``, each name once."""
+    found: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{option} takes NAME=VALUE, got {text!r}")
+        if name in found:
+            raise ValueError(f"{option} {name!r} is given twice: {found[name]!r} and {value!r}")
+        found[name] = value
+    return found
 
 
-def _assignment(text: str, option: str = "--set") -> tuple[str, Any]:
-    name, value = _pair(text, option)
+def _assignments(texts: list[str] | None, option: str) -> dict[str, Any]:
+    return {name: _parsed(value) for name, value in _pairs(texts, option).items()}
+
+
+def _parsed(value: str) -> Any:
+    """JSON, or else the text itself."""
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _count(labels: str | None) -> int | str | None:
     if labels is None or labels == "all":
         return labels
-    if not labels.isdigit():
+    if not labels.isdecimal():
         raise ValueError(f"--labels is a number or 'all', got {labels!r}")
     return int(labels)
 
@@ -377,11 +394,13 @@ def _count(labels: str | None) -> int | str | None:
 def _values(text: str) -> list[Any]:
     """``2-5`` or ``2,3,8``."""
     first, dash, last = text.partition("-")
-    if dash and first.isdigit() and last.isdigit() and int(first) <= int(last):
+    if dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last):
+        if int(last) - int(first) > 1000:
+            raise ValueError(f"--values {text} are more than a thousand")
         return list(range(int(first), int(last) + 1))
     try:
         return [json.loads(part) for part in text.split(",")]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise ValueError(f"--values is FROM-TO or a list A,B,C, got {text!r}") from None
 
 
@@ -405,17 +424,17 @@ def _maker(program: str | None) -> Any:
 def _rows(run: Any, path: Path, absent: bool) -> tuple[Any, Any]:
     """The rows of a file in the form of a run's training data, and their index."""
     from pyrozoo.inference import Batch
-    from pyrozoo.zoo import tables
+    from pyrozoo.zoo import exports, tables
 
     if run.schema is not None:
         index = run.facts["spec"]["data"].get("index")
         table = run.schema.encode(path, index=index, absent="missing" if absent else "error")
         return Batch.of(table.data, len(table.index)), table.index
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         sites = ", ".join(run.facts["shapes"])
         raise ValueError(f"the run was trained on arrays: expected a .npz with {sites}, got {path}")
-    table = tables.read(path)
-    return Batch.of(table.data, len(table.index)), table.index
+    source = tables.load(path)
+    return exports.read_arrays(run, source), source.frame.index
 
 
 def _example(name: str) -> dict[str, Any]:
@@ -448,12 +467,17 @@ def _draw(program: Any, path: Path) -> None:
     path.write_bytes(graph.pipe(format=path.suffix.lstrip(".") or "svg"))
 
 
+#: What is wrong with an input, a file, an option or the machine, in words.
+EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
+
+
 def main() -> None:
     """Run the command; expected errors are one line, without a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
-        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+    except EXPECTED as error:
+        text = str(error) or type(error).__name__
+        errors.print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False)
         raise SystemExit(1) from None
 
 

@@ -111,7 +111,8 @@ def load(
         FileNotFoundError: The files are not there and cannot be downloaded; the message says
             which they are and where to put them.
     """
-    if name not in LABEL_NAMES:
+    if not isinstance(name, str) or name not in LABEL_NAMES:
+        name = str(name)
         near = get_close_matches(name.lower().replace("-", "_"), names(), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"expected a data set of {', '.join(names())}, got {name!r}{hint}")
@@ -198,6 +199,8 @@ def hide_labels(
     """
     if y.ndim != 1 or y.is_floating_point():
         raise ValueError(f"expected integer labels of shape (N,), got {y.dtype} {tuple(y.shape)}")
+    if isinstance(num_labelled, bool) or not isinstance(num_labelled, int | np.integer):
+        raise TypeError(f"expected num_labelled to be a whole number, got {num_labelled!r}")
     if not 0 <= num_labelled <= len(y):
         raise ValueError(f"expected num_labelled from 0 to {len(y)}, got {num_labelled}")
     labels = y.cpu().numpy()

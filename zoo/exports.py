@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 from pyrozoo.inference import Batch, EnumELBO
 from pyrozoo.inference.graph import read_graph
 from pyrozoo.inference.modes import seeded
+from pyrozoo.inference.reading import read_count
 from pyrozoo.zoo.folders import Run
+from pyrozoo.zoo.tables import Source
 
 Array = NDArray[Any]
 ENTRIES = 20_000_000  # of draws that are held at a time
+MAX_VALUE = 2**31 - 1  # of a finite site that is given
 
 
 def predict(
@@ -38,10 +42,13 @@ def predict(
         arrays.
 
     Raises:
-        ValueError: the data do not fit the program, or the level is no share.
+        ValueError: the data do not fit the program or have no rows, or the level is no share.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a share between 0 and 1, got {level}")
+    num_samples = read_count("num_samples", num_samples)
+    if len(data) == 0:
+        raise ValueError("there are no rows to predict")
     result = run.result
     found: dict[str, Any] = {}
     if run.finite:
@@ -71,6 +78,37 @@ def predict(
             for i, kind in enumerate(("filled", "lower", "upper")):
                 found[f"{name}_{kind}"] = _join([part[i] for part in parts])
     return found
+
+
+def read_arrays(run: Run, source: Source) -> Batch:
+    """Arrays by site as rows of a run that was trained on arrays.
+
+    Args:
+        run: a run folder that was read.
+        source: what :func:`pyrozoo.zoo.tables.load` returned; NaN is missing, and -1 in ``y``.
+
+    Raises:
+        ValueError: an array has another shape than in training.
+    """
+    entries: dict[str, tuple[Array, Array | None]] = dict(source.pixels)
+    for site, columns in source.views.items():
+        value = source.frame[list(columns)].to_numpy(np.float64, na_value=np.nan)
+        entries[site] = np.where(np.isnan(value), 0.0, value), ~np.isnan(value)
+    if source.has("y"):
+        labels = source.column("y").fillna(-1).to_numpy(np.int64)
+        entries["y"] = labels.clip(0), labels >= 0
+    found: dict[str, Any] = {}
+    for site, (value, known) in entries.items():
+        shape = tuple(run.facts["shapes"].get(site, value.shape[1:]))
+        if math.prod(value.shape[1:]) != math.prod(shape):
+            raise ValueError(
+                f"{source.where}: {site!r} has rows of shape {value.shape[1:]}, expected {shape}"
+            )
+        value = value.reshape(len(value), *shape)
+        if known is not None and known.ndim > 1:
+            known = known.reshape(len(value), *shape)
+        found[site] = value if known is None else (value, known)
+    return Batch.of(found, len(source))
 
 
 def _slices(data: Batch, size: int) -> Iterator[Batch]:
@@ -120,8 +158,10 @@ def sample(
     Raises:
         ValueError: a site or a value is unknown.
     """
-    if rows < 1:
-        raise ValueError(f"expected at least one row, got {rows}")
+    rows = read_count("rows", rows)
+    for name, value in (given or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_VALUE:
+            raise ValueError(f"{name}={value!r}: the value of a finite site is a whole number")
     fixed = {name: torch.full((rows,), value) for name, value in (given or {}).items()}
     batch = Batch.of(fixed, rows)
     draws = run.result.posterior(batch, predictive=True, seed=seed, batch_size=rows)

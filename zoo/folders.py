@@ -10,12 +10,12 @@
 ``report.html``          the page
 ======================== =========================================================================
 
-Only these names are read, inside the folder that is given; nothing in them is executed.
+Only these names are read, inside the folder that is given: links that lead out of it are refused.
+Nothing in them is executed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +27,18 @@ from torch import Tensor
 
 from pyrozoo.inference import Batch, Result, checkpoint, report
 from pyrozoo.zoo.catalogue import Model
+from pyrozoo.zoo.safety import inside, read_facts, read_figures, write_json
 from pyrozoo.zoo.tasks import Task
 
+__all__ = ["Run", "check", "load", "store", "write_json", "write_report"]
+
 ROWS = 10_000
-FACTS = (
-    "spec",
-    "seed",
-    "command",
-    "versions",
-    "sites",
-    "shapes",
-    "images",
-    "label_names",
-    "schema",
-)
+PROBED = 32  # rows whose bound is stored, to see that a model that was read is the same
+STATE = ("checkpoint.safetensors", ".checkpoint.safetensors.lock")
+WRITTEN = (
+    *STATE, *(f"start/{name}" for name in STATE), "model.safetensors", "rows.safetensors",
+    "run.json", "run.partial", "metrics.json", "metrics.partial", "history.csv", "report.html",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,14 @@ def store(
     facts: Mapping[str, Any],
 ) -> None:
     """Write everything but the report."""
+    check(folder)
     result.save(folder / "model.safetensors")
     result.write_history(folder / "history.csv")
     tensors = _pack("train", task.train, task.labels)
     if not task.transductive:
         tensors |= _pack("test", task.test, task.test_labels)
-    checkpoint.save(folder / "rows.safetensors", tensors, {"kind": "rows"})
+    meta = {"kind": "rows", "torch": str(torch.__version__), "probe": _probe(result, task.train)}
+    checkpoint.save(folder / "rows.safetensors", tensors, meta)
     write_json(folder / "metrics.json", figures)
     everything = {
         **facts,
@@ -105,19 +105,20 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
 
     Raises:
         FileNotFoundError: the folder, or one of its files, is missing.
-        ValueError: a file is damaged, or belongs to another model.
+        ValueError: a file is damaged, leads out of the folder, or belongs to another model.
     """
-    facts = _facts(folder)
+    facts = read_facts(folder)
     schema = None
     if facts["schema"] is not None:
         from pyrozoo.zoo import tables
 
         schema = tables.Schema.from_json(facts["schema"])
-    tensors, _ = checkpoint.load(folder / "rows.safetensors")
-    train, labels = _unpack("train", tensors, folder)
+    path = inside(folder, "rows.safetensors")
+    tensors, meta = checkpoint.load(path)
+    train, labels = _unpack("train", tensors, path)
     test, test_labels = train, labels
     if any(name.startswith("test.") for name in tensors):
-        test, test_labels = _unpack("test", tensors, folder)
+        test, test_labels = _unpack("test", tensors, path)
     images = {name: tuple(shape) for name, shape in facts["images"].items()}
     task = Task(
         train, labels, test, test_labels, images, facts["label_names"],
@@ -125,15 +126,45 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
     )  # fmt: skip
     model = make(facts["spec"], task, facts["seed"])
     result = Result(model.program, model.guide, model.objective)
-    result.load(folder / "model.safetensors")
-    result.sites = facts["sites"]
-    figures = _json(folder / "metrics.json")
+    result.load(inside(folder, "model.safetensors"))
+    _check_probe(result, train, meta, folder)
+    figures = read_figures(inside(folder, "metrics.json"))
     return Run(folder, model, result, facts, figures, train, labels, test, test_labels, schema)
+
+
+def check(folder: Path) -> None:
+    """Check that what is to be written into a folder stays there.
+
+    Raises:
+        ValueError: one of its files is a link that leads out of it.
+    """
+    for name in WRITTEN:
+        inside(folder, name)
+
+
+def _probe(result: Result, rows: Batch) -> float | None:
+    """The bound of a few rows; None for a model that is not on the CPU, whose draws are others."""
+    if any(value.device.type != "cpu" for value in result.parameters.values()):
+        return None
+    return result.evaluate(rows[:PROBED])["bound"]
+
+
+def _check_probe(result: Result, rows: Batch, meta: Mapping[str, Any], folder: Path) -> None:
+    """Check that the parameters that were read mean in this program what they meant."""
+    then = meta.get("probe")
+    if not isinstance(then, float) or meta.get("torch") != str(torch.__version__):
+        return
+    now = _probe(result, rows)
+    if now is not None and not np.isclose(now, then, 1e-4, 1e-4, equal_nan=True):
+        raise ValueError(
+            f"{folder} belongs to another program: with its parameters the bound of its first rows"
+            f" was {then:g}, here it is {now:g}; its run.json, or the program, was changed"
+        )
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
     """Write the page of a run, into its folder by default."""
-    path = path or run.folder / "report.html"
+    path = path or inside(run.folder, "report.html")
     data, labels = _reported(run)
     spec, seconds = run.facts["spec"], run.figures.get("seconds", 0.0)
     source = spec["data"].get("name") or Path(str(spec["data"].get("file"))).name
@@ -143,7 +174,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     }  # fmt: skip
     report.write(
         path, run.result, data, labels=labels, label_names=run.facts["label_names"],
-        images={n: tuple(s) for n, s in run.facts["images"].items()},
+        images={n: tuple(s) for n, s in run.facts["images"].items()}, columns=_names(run),
         cluster="y" if run.finite else None,
         baselines={k: v for k, v in run.figures.items() if isinstance(v, dict)},
         title=f"{spec['method']} on {source}", facts=facts,
@@ -152,50 +183,17 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     return path
 
 
+def _names(run: Run) -> dict[str, list[str]]:
+    sites = run.schema.sites if run.schema is not None else ()
+    return {site.name: [c.name for c in site.columns] for site in sites if site.columns}
+
+
 def _reported(run: Run) -> tuple[Batch, Tensor | None]:
     """The rows of the page, and their labels if all are known."""
     if not run.supervised:
         return run.train, run.labels if bool((run.labels >= 0).all()) else None
     known = (run.test_labels >= 0).nonzero().squeeze(-1)
     return run.test[known], run.test_labels[known]
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON beside its final name, then move it there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    partial.replace(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected an object, got {type(value).__name__}")
-    return value
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no run.json")
-    facts = _json(path)
-    if missing := [k for k in FACTS if k not in facts]:
-        raise ValueError(f"{path} is damaged, or of another version: {missing} is missing")
-    kinds = {
-        "spec": dict, "seed": int, "command": str, "versions": dict, "sites": list,
-        "images": dict, "label_names": list,
-    }  # fmt: skip
-    for key, kind in kinds.items():
-        if not isinstance(facts[key], kind):
-            found = type(facts[key]).__name__
-            raise ValueError(f"{path} is damaged: {key} is a {kind.__name__}, got {found}")
-    spec = facts["spec"]
-    if not isinstance(spec.get("method"), str) or not isinstance(spec.get("data"), dict):
-        raise ValueError(f"{path} is damaged: its specification names no method or no data")
-    return facts
 
 
 def _pack(kind: str, batch: Batch, labels: Tensor) -> dict[str, Tensor]:
@@ -212,9 +210,10 @@ def _pack(kind: str, batch: Batch, labels: Tensor) -> dict[str, Tensor]:
     return tensors
 
 
-def _unpack(kind: str, tensors: Mapping[str, Tensor], folder: Path) -> tuple[Batch, Tensor]:
-    if f"{kind}.labels" not in tensors:
-        raise ValueError(f"{folder / 'rows.safetensors'} is damaged: it has no labels")
+def _unpack(kind: str, tensors: Mapping[str, Tensor], path: Path) -> tuple[Batch, Tensor]:
+    labels = tensors.get(f"{kind}.labels")
+    if labels is None or labels.dim() != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"{path} is damaged: it has no labels, one a row")
     start = f"{kind}.value."
     values: dict[str, Any] = {}
     for key, value in tensors.items():
@@ -222,5 +221,7 @@ def _unpack(kind: str, tensors: Mapping[str, Tensor], folder: Path) -> tuple[Bat
             name = key.removeprefix(start)
             present = tensors.get(f"{kind}.present.{name}")
             values[name] = value if present is None else (value, present)
-    labels = tensors[f"{kind}.labels"]
-    return Batch.of(values, len(labels)), labels
+    try:
+        return Batch.of(values, len(labels)), labels
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

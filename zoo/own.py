@@ -25,11 +25,9 @@ def find_class(text: str) -> type[Any]:
     """
     file, _, name = text.rpartition(":")
     path = Path(file)
-    if not file or not path.is_file():
-        raise ValueError(f"expected FILE.py:Class with an existing file, got {text!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if not path.is_file() or path.suffix != ".py" or spec is None or spec.loader is None:
+        raise ValueError(f"expected FILE.py:Class with an existing file, got {text!r}")
     module = ModuleType(path.stem)
     module.__file__ = str(path)
     module.__spec__ = spec

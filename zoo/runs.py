@@ -8,6 +8,8 @@ A specification is a dictionary with the tables of the files in ``zoo/experiment
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import platform
 import time
 import tomllib
@@ -20,12 +22,15 @@ from typing import Any
 from rich.console import Console
 
 from pyrozoo.inference import Result
+from pyrozoo.inference.guarding import out_of_memory
 from pyrozoo.zoo import scoring
+from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.catalogue import Model, create, list_methods, method
 from pyrozoo.zoo.tasks import Task, make_task
 
 Spec = dict[str, Any]
 TABLES = ("method", "data", "options", "start", "fit", "published")
+MOST = 10**6  # clusters, dimensions or units of a layer
 
 
 def experiments() -> list[str]:
@@ -89,7 +94,50 @@ def make_model(spec: Spec, task: Task, seed: int) -> Model:
     for key in ("num_clusters", "num_classes"):
         if key in accepted and task.label_names:
             options.setdefault(key, len(task.label_names))
-    return create(spec["method"], task.train, seed=seed, **options)
+    check_options(spec["method"], options)
+    try:
+        return create(spec["method"], task.train, seed=seed, **options)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(f"{spec['method']} with {options} is too large: {error}") from error
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check the types of a method's options, as its maker declares them, and that counts count.
+
+    Raises:
+        ValueError: naming the option, what it takes and what came.
+    """
+    for key, parameter in inspect.signature(method(name).make).parameters.items():
+        kind, value = parameter.annotation, options.get(key)
+        if key not in options or kind not in _TAKES:
+            continue
+        words, fits = _TAKES[kind]
+        least = 0 if parameter.default == 0 else 1
+        if not fits(value, least):
+            raise ValueError(f"{name}: option {key} is {words.format(least)}, got {value!r}")
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= MOST
+
+
+def _is_number(value: Any, least: int) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_list(value: Any, least: int) -> bool:
+    return isinstance(value, list | tuple) and all(_is_count(v, 1) for v in value)
+
+
+#: annotation of an option -> what it takes, in words, and a test of it
+_TAKES: dict[str, tuple[str, Callable[[Any, int], bool]]] = {
+    "int": (f"a whole number from {{}} to {MOST}", _is_count),
+    "float": ("a finite number", _is_number),
+    "bool": ("true or false", lambda value, least: isinstance(value, bool)),
+    "Sequence[int]": (f"a list of whole numbers from 1 to {MOST}", _is_list),
+}
 
 
 def versions() -> dict[str, str]:
@@ -113,6 +161,8 @@ def fit_spec(
         for line in task.summary:
             Console(stderr=True).print(line, highlight=False, markup=False)
     model = make(spec, task, seed)
+    if isinstance(clusters := model.options.get("num_clusters"), int):
+        check_clusters(clusters, len(task.train))
     settings = {**spec.get("fit", {}), **fit_options}
     start = spec.get("start") if model.start is not None else None
     began = time.perf_counter()
@@ -137,6 +187,7 @@ def run(
     """Train, compare with plain rivals, and leave a run folder (see :mod:`.folders`)."""
     from pyrozoo.zoo import folders
 
+    folders.check(folder)
     model, result, task, figures = fit_spec(
         spec, seed, root=root, progress=progress, make=make, folder=folder, resume=resume,
         device=device, save_every=10,

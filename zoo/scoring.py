@@ -15,7 +15,7 @@ from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tasks import Task
 
 DRAWS, LEVEL = 200, 0.9
-NUMERIC = ("real", "positive", "count")
+NUMERIC = ("real", "positive", "count", "proportion")
 
 
 def score(result: Result, task: Task) -> dict[str, float]:
@@ -100,12 +100,14 @@ def imputation(result: Result, task: Task) -> dict[str, float]:
         truth = task.truth[name].double()
         inside.append((truth >= low) & (truth <= high))
         middle = some.mean(0)
-        levels = torch.tensor([c.kind not in NUMERIC for c in task.schema.site(name).columns])
+        levels = ~_numeric_columns(task.schema.site(name))
         middle[:, levels] = some[:, :, levels].mode(0).values
         guess.append(middle)
     error = _table_errors(torch.cat(guess, 1), task)
     where = _hidden(task) & _numeric(task)
-    return {**error, "coverage_hidden": float(torch.cat(inside, 1)[where].double().mean())}
+    if bool(where.any()):
+        error["coverage_hidden"] = float(torch.cat(inside, 1)[where].double().mean())
+    return error
 
 
 def _table_errors(guess: Tensor, task: Task) -> dict[str, float]:
@@ -115,7 +117,8 @@ def _table_errors(guess: Tensor, task: Task) -> dict[str, float]:
     values = torch.cat([task.train[n].double() for n in task.truth], 1)
     count = known.sum(0).clamp(min=2)
     mean = (values * known).sum(0) / count
-    spread = (((values - mean) * known).square().sum(0) / count).sqrt().clamp(min=1e-12)
+    spread = (((values - mean) * known).square().sum(0) / count).sqrt()
+    spread = torch.where(spread > 1e-12, spread, 1.0)  # a pixel may be black in every row
     figures = {}
     if bool((hidden & numeric).any()):
         scaled = ((guess - truth) / spread).square()
@@ -139,13 +142,19 @@ def _hidden(task: Task) -> Tensor:
 
 
 def _numeric(task: Task) -> Tensor:
-    columns = [c for n in task.truth for c in task.schema.site(n).columns]
-    return torch.tensor([c.kind in NUMERIC for c in columns]).unsqueeze(0)
+    return torch.cat([_numeric_columns(task.schema.site(n)) for n in task.truth]).unsqueeze(0)
+
+
+def _numeric_columns(site: Any) -> Tensor:
+    """Which columns of a site are numbers, ``(columns,)``; pixels are."""
+    if not site.columns:
+        return torch.ones(site.width, dtype=torch.bool)
+    return torch.tensor([c.kind in NUMERIC for c in site.columns])
 
 
 def _pixels(result: Result, task: Task) -> dict[str, float]:
     truth, hidden = task.truth["x"], ~task.test.present("x")
-    mean = task.train["x"].sum(0) / task.train.present("x").sum(0)
+    mean = task.train["x"].sum(0) / task.train.present("x").sum(0).clamp(min=1)
     guess = result.predict(task.test, "x", num_samples=100, seed=0)
     return {
         "mse_hidden": float((guess - truth).square()[hidden].mean()),

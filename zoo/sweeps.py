@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from sklearn.metrics import adjusted_rand_score
 
 from pyrozoo.inference import plots
-from pyrozoo.zoo import folders, runs
+from pyrozoo.zoo import runs
+from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.catalogue import method
+from pyrozoo.zoo.safety import inside, read_json, write_json
 from pyrozoo.zoo.tasks import Task, make_task
 
 HELD_OUT = 0.2
@@ -69,24 +71,45 @@ def sweep(
         )
     if not values or seeds < 1:
         raise ValueError(f"expected values and seeds, got {list(values)} and {seeds}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "sweep.json"
+    for value in values:
+        runs.check_options(spec["method"], {option: value})
+    path = inside(folder, "sweep.json")
+    picture = inside(folder, "sweep.png")
+    inside(folder, "sweep.partial")
     plan = {"spec": json.loads(json.dumps(spec)), "option": option}
-    stored = json.loads(path.read_text()) if path.exists() else {**plan, "fits": {}}
-    if any(stored.get(key) != plan[key] for key in plan):
-        raise ValueError(f"{path} is of another sweep; choose another folder")
-    fits = stored["fits"]
+    fits = _stored(path, plan) if path.exists() else {}
+    folder.mkdir(parents=True, exist_ok=True)
     for value, seed in itertools.product(values, range(seeds)):
         key = f"{json.dumps(value)} seed {seed}"
         if key not in fits:
             fits[key] = _fit(spec, option, value, seed, root, progress, device)
-            folders.write_json(path, {**plan, "fits": fits, "summary": []})
+            write_json(path, {**plan, "fits": fits, "summary": []})
     records = [
         _record(v, [fits[f"{json.dumps(v)} seed {s}"] for s in range(seeds)]) for v in values
     ]
-    folders.write_json(path, {**plan, "fits": fits, "summary": records})
-    draw(records, option).savefig(folder / "sweep.png", dpi=150)
+    write_json(path, {**plan, "fits": fits, "summary": records})
+    draw(records, option).savefig(picture, dpi=150)
     return records
+
+
+def _stored(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The fits that a folder already has."""
+    stored = read_json(path)
+    if any(stored.get(key) != plan[key] for key in plan):
+        raise ValueError(f"{path} is of another sweep; choose another folder")
+    fits = stored.get("fits")
+    if not isinstance(fits, dict) or not all(map(_is_fit, fits.values())):
+        raise ValueError(f"{path} is damaged: 'fits' is no object of bounds and clusters")
+    return fits
+
+
+def _is_fit(fit: Any) -> bool:
+    clusters = fit.get("clusters", []) if isinstance(fit, dict) else None
+    return (
+        isinstance(clusters, list)
+        and all(type(k) is int for k in clusters)
+        and isinstance(fit.get("bound"), float)
+    )
 
 
 def best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -106,6 +129,8 @@ def _fit(
         schema=whole.schema, likelihoods=whole.likelihoods,
     )  # fmt: skip
     model = runs.make_model(runs.with_overrides(spec, options={option: value}), task, seed)
+    if isinstance(clusters := model.options.get("num_clusters"), int):
+        check_clusters(clusters, len(rest))
     start = spec.get("start") if model.start is not None else None
     result = model.fit(
         task.train, seed=seed, progress=show, start=start, device=device, **spec.get("fit", {})

@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,19 +84,23 @@ def make_task(
         )
     if ("name" in data) == ("file" in data):
         raise ValueError("the data have either a name (of a bundled data set) or a file")
+    _check_settings(data)
     kind = method(method_name).task if method_name in list_methods() else "own"
     if "file" in data or data["name"] in datasets.TABLES:
         return _table(data, kind, seed)
-    only_files = ("label", "views", "columns", "drop", "index", "test")
-    if given := [key for key in only_files if key in data]:
-        raise ValueError(f"{data['name']} is a set of images and has no {', '.join(given)}")
+    without = ["label", "views", "columns", "drop", "index", "test"]
+    without += ["labels", "hidden_classes", "hidden"] if kind == "multimodal" else ["missing"]
+    if given := [key for key in without if key in data]:
+        what = f"{data['name']}, a set of images,"
+        raise ValueError(f"{what} has no {', '.join(given)} for {method_name}")
     split = data.get("split", "train")
     train = datasets.load(data["name"], root, split)
     test = datasets.load(data["name"], root, "test") if split == "train" else train
     if kind == "multimodal":
         return _halves(train, test, data.get("missing", 0.0), seed)
     labels = data.get("labels", 100 if kind == "semisupervised" else None)
-    shown = {"x": train.x, **_shown_labels(train.y, labels, data.get("hidden_classes", 0), seed)}
+    known = len(train.label_names) - data.get("hidden_classes", 0)
+    shown = {"x": train.x, **_shown_labels(train.y, labels, known, len(train.label_names), seed)}
     tested = {"x": test.x}
     truth = {}
     if share := data.get("hidden", 0.0):
@@ -117,19 +122,48 @@ def make_task(
     )
 
 
+def _check_settings(data: Mapping[str, Any]) -> None:
+    """Check the types and ranges of settings.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for key, words in (
+        ("name", "a name"), ("split", "a name"), ("file", "a path"), ("label", "a name")
+    ):  # fmt: skip
+        kinds = (str, os.PathLike) if key == "file" else str
+        if data.get(key) is not None and not isinstance(data[key], kinds):
+            raise ValueError(f"{key} is {words}, got {data[key]!r}")
+    for key in ("missing", "hidden", "test"):
+        share = data.get(key, 0.0)
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not (0 <= share < 1 or (key == "missing" and share == 1)):
+            raise ValueError(f"{key} is a share from 0 to below 1, got {share!r}")
+    for key in ("labels", "hidden_classes"):
+        count = data.get(key, 0)
+        whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+        if not whole and (key != "labels" or count not in ("all", None)):
+            words = "a count or 'all'" if key == "labels" else "a count"
+            raise ValueError(f"{key} is {words}, got {count!r}")
+
+
 def _known_classes(names: Any, data: Mapping[str, Any]) -> int | None:
     hidden = data.get("hidden_classes", 0)
     return len(names) - hidden if hidden else None
 
 
-def _shown_labels(y: Tensor, labels: Any, hidden_classes: int, seed: int) -> dict[str, Any]:
+def _shown_labels(
+    y: Tensor, labels: Any, known_classes: int, classes: int, seed: int
+) -> dict[str, Any]:
     """The labels that training sees: none, all, or a balanced few of some classes."""
     if labels in (None, 0):
-        if hidden_classes:
+        if known_classes < classes:
             raise ValueError("hidden_classes needs labels to be shown: set labels")
         return {}
+    if known_classes < 1:
+        raise ValueError(f"hidden_classes leaves none of the {classes} classes")
     known = y >= 0
-    eligible = known & (y < int(y.max()) + 1 - hidden_classes)
+    eligible = known & (y < known_classes)
     if labels == "all" or labels == int(known.sum()):
         return {"y": (y.clamp(min=0), eligible)} if not bool(eligible.all()) else {"y": y}
     _, kept = datasets.hide_labels(y[eligible], labels, seed)
@@ -199,7 +233,8 @@ def _table(data: Mapping[str, Any], kind: str, seed: int) -> Task:
         values = _hide(values, share, np.random.default_rng(seed))
     images = {s.name: _image(s.image_shape) for s in table.schema.sites if s.image_shape}
     rows, held = _split(y, data.get("test", 0.2 if labels not in (None, 0) else 0.0), seed)
-    shown = _shown_labels(y[rows], labels, data.get("hidden_classes", 0), seed)
+    classes = len(names) - data.get("hidden_classes", 0)
+    shown = _shown_labels(y[rows], labels, classes, len(names), seed)
     train = Batch.of({**_rows(values, rows), **shown}, len(rows))
     test, scored = (Batch.of(_rows(values, held)), held) if len(held) else (train, rows)
     return Task(

@@ -16,17 +16,17 @@ x, y (part)                  semi-supervised: known rows see the density of thei
 x, y                         imputation given the label, and a classifier q(y | x)
 ============================ ===============================================================
 
-The guide is q(y | x) q(z | x, y), as in the paper, and reads which entries are missing; or q(z | x)
-with the cluster summed in the program.
+The guide is q(y | x) q(z | x, y), as in the paper, or q(z | x) with the cluster summed in the
+program.
 
 Source: Alfredo Nazabal, Pablo M. Olmos, Zoubin Ghahramani, Isabel Valera, "Handling incomplete
 heterogeneous data using VAEs" (2020).
 
 Deviations: the sum over clusters is exact, where the paper draws a relaxed sample; columns are
 scaled once, by their known training values, not in each batch; the noise of a column does not
-depend on the cluster; mixing weights are learnt, not uniform; the heads read z besides h, so that a
-column can be linear in z, and h is one vector for all columns, not a part for each; the clusters
-start from a mixture fitted to the known entries.
+depend on the cluster; mixing weights are learnt, not uniform; h is one vector for all columns, not
+a part for each, and the heads read z besides, so that a column can be linear in it; the guide is
+told which entries are missing; the clusters start from a mixture fitted to the known entries.
 """
 
 from __future__ import annotations

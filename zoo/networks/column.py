@@ -30,8 +30,8 @@ class Column:
 
     Its `center` and `spread` say where its values lie, on the scale on which networks read them:
     logarithms for "log_normal", log(1 + value) for counts, log-odds for "beta", the values
-    themselves otherwise; "categorical" and "ordered" have none.  Learn them on training rows, for
-    example with `Column.of`.
+    themselves otherwise, so that the centre of "bernoulli" is its share of ones; "categorical" and
+    "ordered" have none.  Learn them on training rows, for example with `Column.of`.
 
     Args:
         name: for messages.

@@ -28,10 +28,12 @@ class _OpenUnitInterval(constraints.Constraint):
 open_unit_interval = _OpenUnitInterval()
 
 
-@biject_to.register(_OpenUnitInterval)
-@transform_to.register(_OpenUnitInterval)
 def _to_open_unit_interval(constraint: Any) -> Transform:
     return SigmoidTransform()
+
+
+for _registry in (biject_to, transform_to):
+    _registry.register(_OpenUnitInterval, _to_open_unit_interval)
 
 
 def log_ways(total: Tensor, count: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def ordered_logits(location: Tensor, cutpoints: Tensor) -> Tensor:
 class Beta(dist.Beta):
     """A beta distribution on the open interval, whose draws never touch 0 or 1."""
 
-    support = open_unit_interval
+    support = open_unit_interval  # type: ignore[assignment]
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw values of shape sample_shape + batch_shape."""
