@@ -8,17 +8,14 @@
 
 # %%
 import os
-from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 
 from pyrozoo import zoo
 from pyrozoo.inference import Result, metrics
 from pyrozoo.zoo import datasets
 
-matplotlib.use("Agg")
 SMOKE = "SMOKE" in os.environ  # a short run, for the tests
 
 # %% [markdown]
@@ -89,8 +86,7 @@ def grid(images: torch.Tensor, columns: int) -> torch.Tensor:
     return padded.reshape(rows, columns, 9, 9).permute(0, 2, 1, 3).reshape(rows * 9, columns * 9)
 
 
-figure = Figure(figsize=(12, 3.4), layout="constrained", dpi=150)
-axes = figure.subplots(1, 4)
+figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained", dpi=150)
 ks = torch.arange(10).repeat_interleave(10)
 samples = clusters.posterior({"y": ks}, predictive=True)["z"]
 torch.manual_seed(2)
@@ -116,4 +112,4 @@ for axis in axes:
     axis.set_xticks([])
     axis.set_yticks([])
 if not SMOKE:
-    figure.savefig(Path(__file__).with_name("one_program.png"))
+    figure.savefig("one_program.png")

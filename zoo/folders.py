@@ -112,7 +112,10 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
     if facts["schema"] is not None:
         from pyrozoo.zoo import tables
 
-        schema = tables.Schema.from_json(facts["schema"])
+        try:
+            schema = tables.Schema.from_json(facts["schema"])
+        except ValueError as error:
+            raise ValueError(f"{folder / 'run.json'} is damaged: {error}") from error
     path = inside(folder, "rows.safetensors")
     tensors, meta = checkpoint.load(path)
     train, labels = _unpack("train", tensors, path)
@@ -124,9 +127,14 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
         train, labels, test, test_labels, images, facts["label_names"],
         schema=schema, likelihoods=schema.likelihoods if schema else None,
     )  # fmt: skip
-    model = make(facts["spec"], task, facts["seed"])
+    try:
+        model = make(facts["spec"], task, facts["seed"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from error
     result = Result(model.program, model.guide, model.objective)
     result.load(inside(folder, "model.safetensors"))
+    if bad := [n for n, v in result.parameters.items() if bool(v.isnan().any())]:
+        raise ValueError(f"{folder / 'model.safetensors'} has NaN in {', '.join(bad[:4])}")
     _check_probe(result, train, meta, folder)
     figures = read_figures(inside(folder, "metrics.json"))
     return Run(folder, model, result, facts, figures, train, labels, test, test_labels, schema)
@@ -154,7 +162,10 @@ def _check_probe(result: Result, rows: Batch, meta: Mapping[str, Any], folder: P
     then = meta.get("probe")
     if not isinstance(then, float) or meta.get("torch") != str(torch.__version__):
         return
-    now = _probe(result, rows)
+    try:
+        now = _probe(result, rows)
+    except ValueError as error:
+        raise ValueError(f"{folder} has a model that does not fit its rows: {error}") from error
     if now is not None and not np.isclose(now, then, 1e-4, 1e-4, equal_nan=True):
         raise ValueError(
             f"{folder} belongs to another program: with its parameters the bound of its first rows"

@@ -59,11 +59,14 @@ def load_experiment(name: str) -> Spec:
 
 
 def default_spec(name: str, data: Mapping[str, Any]) -> Spec:
-    """What ``pyrozoo train NAME --data DATA`` runs: the experiment for the two, if there is one."""
+    """What ``pyrozoo train NAME --data DATA`` runs: the experiment for the two, if there is one.
+
+    Further settings in ``data`` replace those of the experiment.
+    """
     for experiment in experiments():
         spec = load_experiment(experiment)
         if spec["method"] == name and spec["data"].get("name") == data.get("name", 0):
-            return spec
+            return {**spec, "data": {**spec["data"], **data}}
     return {"method": name, "data": dict(data)}
 
 

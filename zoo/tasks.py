@@ -138,7 +138,7 @@ def _check_settings(data: Mapping[str, Any]) -> None:
         share = data.get(key, 0.0)
         number = isinstance(share, int | float) and not isinstance(share, bool)
         if not number or not (0 <= share < 1 or (key == "missing" and share == 1)):
-            raise ValueError(f"{key} is a share from 0 to below 1, got {share!r}")
+            raise ValueError(f"{key} is a share between 0 and 1, got {share!r}")
     for key in ("labels", "hidden_classes"):
         count = data.get(key, 0)
         whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
