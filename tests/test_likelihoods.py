@@ -363,7 +363,7 @@ def test_names():
     assert networks.likelihood("log_normal(0.5)", 3).scale == 0.5
     assert networks.likelihood("ordered", (5,)).raw_cutpoints.shape == (4,)
     for wrong in ("poisson(3)", "gamma", "student_t(x)"):
-        with pytest.raises(ValueError, match='expected .*"poisson"'):
+        with pytest.raises(ValueError, match=r'expected .*"poisson"'):
             networks.likelihood(wrong, 3)
     with pytest.raises(ValueError, match="num_classes"):
         networks.likelihood("ordered", (5, 2))
