@@ -22,7 +22,7 @@ from torch import Tensor
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.contract import Factor, add, expectations, sum_out
 from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.graph import DATA, Site
+from pyrozoo.inference.graph import DATA, Site, innermost
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan, check_shapes, check_values
@@ -395,6 +395,8 @@ def _mean(values: Tensor, fn: Any, role: str) -> tuple[Tensor, int]:
     if role != "merged":
         if isinstance(fn, dist.Categorical):
             return fn.probs, 1
+        if hasattr(innermost(fn), "average"):  # codes of categories have no mean
+            return innermost(fn).average(), fn.event_dim
         with contextlib.suppress(NotImplementedError):
             return fn.mean.expand(values.shape), fn.event_dim
     return values, fn.event_dim

@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrozoo.guides import Amortized, Sequential
-from pyrozoo.inference import Batch, EnumELBO, fit
+from pyrozoo.inference import Batch, EnumELBO, fit, predict
 from pyrozoo.inference.graph import read_graph
 from pyrozoo.zoo import networks
 from pyrozoo.zoo.networks import Column, Columns, Mixed
@@ -517,3 +517,30 @@ def test_a_column_of_values():
         ValueError, match=r"column 'a' \(beta\) takes .* got 1, 2, 3, \.\. in 4 rows"
     ):
         Column.of("a", "beta", values)
+
+
+def test_predicting_a_category_takes_the_most_probable_of_the_averaged_probabilities():
+    """Two clusters, of codes 0 and 2: the mean of the codes, 1, is what nobody says."""
+
+    class Program(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.columns = Columns([Column("c", "categorical", 3), Column("n", "normal")])
+            self.raw = nn.Parameter(torch.zeros(self.columns.num_params))
+
+        def forward(self, batch):
+            with pyro.plate("data", len(batch)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                ends = torch.tensor([5.0, -5.0, 4.8, 0.0])[: len(self.raw)]
+                far = torch.tensor([-5.0, -5.0, 5.0, 0.0])[: len(self.raw)]
+                raw = torch.where((z > 0).unsqueeze(-1), ends, far)
+                pyro.sample("x", self.columns(raw + self.raw))
+
+    class Guide(nn.Module):
+        def forward(self, batch):
+            with pyro.plate("data", len(batch)):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    found = predict(Program(), Guide(), Batch.of(4), "x", num_samples=200, seed=0)
+    assert found.shape == (4, 2)
+    assert (found[:, 0] == 2).all()

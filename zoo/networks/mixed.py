@@ -127,7 +127,22 @@ class Mixed(TorchDistribution):
         """The mean of each column, (*, D); the most probable code of one with levels."""
         return self.features.put([part.mean for part in self.parts])
 
+    def average(self) -> Tensor:
+        """The mean over the first dimension, kept with size one: shape (1, *, D).
+
+        Of a column with levels it is the most probable code of the averaged probabilities, where
+        a mean of codes would say nothing.
+        """
+        return self.features.put([_average(part) for part in self.parts])
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw values of shape sample_shape + (*, D), in the units of the columns."""
         with torch.no_grad():
             return self.features.put([part.sample(torch.Size(sample_shape)) for part in self.parts])
+
+
+def _average(part: Any) -> Tensor:
+    if isinstance(part, Codes):
+        probabilities = part.logits.softmax(-1).mean(0, keepdim=True)
+        return probabilities.argmax(-1).to(probabilities.dtype)
+    return part.mean.mean(0, keepdim=True)
