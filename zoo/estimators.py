@@ -23,11 +23,9 @@ from typing import Any, Self
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from numpy.typing import NDArray
-from pyro.poutine.messenger import Messenger
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
@@ -39,8 +37,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyrozoo.guides.steady import Steady
 from pyrozoo.inference import (
     Batch,
     EnumELBO,
@@ -72,54 +71,6 @@ def _size_option(name: str) -> str:
     options = catalogue.method(name).options
     here = {"latent_dim", "hidden", "likelihood"} <= options.keys()
     return next((size for size in SIZES if size in options and here), "")
-
-
-# ---- draws with the same noise in every row ------------------------------------------------------
-
-
-class _RowNormal(dist.Normal):
-    """A normal whose draws have the same noise in every row."""
-
-    generator: torch.Generator
-    inner: int  # dimensions of the event, right of the rows
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = super().expand(batch_shape, _instance)
-        new.generator, new.inner = self.generator, self.inner
-        return new
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = list(self._extended_shape(torch.Size(sample_shape)))
-        shape[-1 - self.inner] = 1
-        noise = torch.randn(shape, generator=self.generator, dtype=self.loc.dtype)
-        return self.loc + self.scale * noise
-
-
-class _Share(Messenger):
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        inner = fn.event_dim if isinstance(fn, dist.Independent) else 0
-        base = fn.base_dist if inner else fn
-        if type(base) is dist.Normal and len(base.batch_shape) > inner:
-            shared = _RowNormal(base.loc, base.scale, validate_args=False)
-            shared.generator, shared.inner = self.generator, inner
-            msg["fn"] = shared.to_event(inner)
-
-
-class _Steady(nn.Module):
-    """Another guide whose Gaussian draws come from a seed, with the same noise in every row."""
-
-    def __init__(self, guide: Any) -> None:
-        super().__init__()
-        self.guide, self.seed = guide, 0
-
-    def forward(self, batch: Batch) -> Any:
-        with _Share(torch.Generator().manual_seed(self.seed)):
-            return self.guide(batch)
 
 
 # ---- the estimators ------------------------------------------------------------------------------
@@ -174,7 +125,7 @@ class _Estimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         row = Batch.of(self._batch(self.mean_[None]))
         with torch.no_grad(), seeded(0), poutine.block():
             self._y_in_guide = "y" in poutine.trace(guide).get_trace(row)
-        self._steady = _Steady(guide)
+        self._steady = Steady(guide)
         self._pair = pair(program, self._steady)  # once, since it keeps what it learns of the graph
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -87,6 +87,7 @@ def make_model(spec: Spec, task: Task, seed: int) -> Model:
     the options do.
     """
     options, accepted = dict(spec.get("options", {})), method(spec["method"]).options
+    check_options(spec["method"], options)
     if task.likelihoods is not None:
         likelihoods = task.likelihoods()
         if "columns" in accepted:
@@ -97,7 +98,6 @@ def make_model(spec: Spec, task: Task, seed: int) -> Model:
     for key in ("num_clusters", "num_classes"):
         if key in accepted and task.label_names:
             options.setdefault(key, len(task.label_names))
-    check_options(spec["method"], options)
     try:
         return create(spec["method"], task.train, seed=seed, **options)
     except RuntimeError as error:
@@ -139,6 +139,11 @@ _TAKES: dict[str, tuple[str, Callable[[Any, int], bool]]] = {
     "int": (f"a whole number from {{}} to {MOST}", _is_count),
     "float": ("a finite number", _is_number),
     "bool": ("true or false", lambda value, least: isinstance(value, bool)),
+    "str": ("a name", lambda value, least: isinstance(value, str)),
+    "Mapping[str, Likelihood | str] | None": (
+        "a dictionary by site",
+        lambda value, least: isinstance(value, Mapping | None),
+    ),
     "Sequence[int]": (f"a list of whole numbers from 1 to {MOST}", _is_list),
 }
 

@@ -56,8 +56,9 @@ def read(
             and rows.
         TypeError: the source is of another type.
     """
-    if isinstance(drop, str):
-        raise TypeError(f"drop is a list of columns, got the text {drop!r}")
+    if isinstance(drop, str) or not isinstance(drop, Iterable):
+        what = "the text " if isinstance(drop, str) else ""
+        raise TypeError(f"drop is a list of columns, got {what}{drop!r}")
     for what, given in (("views", views or {}), ("columns", columns or {})):
         if not isinstance(given, Mapping):
             raise TypeError(f"{what} is a dictionary, got {given!r}")

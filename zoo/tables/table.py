@@ -107,8 +107,9 @@ def encode(
     """
     if absent not in ("error", "missing"):
         raise ValueError(f"absent is 'error' or 'missing', got {absent!r}")
-    if isinstance(drop, str):
-        raise TypeError(f"drop is a list of columns, got the text {drop!r}")
+    if isinstance(drop, str) or not isinstance(drop, Iterable):
+        what = "the text " if isinstance(drop, str) else ""
+        raise TypeError(f"drop is a list of columns, got {what}{drop!r}")
     loaded = load(source, index, _text_columns(schema))
     if rows is not None:
         loaded = loaded.rows(rows)
