@@ -97,8 +97,7 @@ _ = axes.legend(frameon=False)
 # %% [markdown]
 # Down to fifty labels the two are close, with the larger gain of the unlabelled images at fifty.  One
 # or two labels a class do harm: the mixture starts at their means, and a single row is visited a
-# hundred times an epoch, so that no label at all does better than ten.  Then leave `labelled_share` at
-# zero, or name the clusters afterwards.
+# hundred times an epoch, so that no label at all does better than ten.
 #
 # One seed and one draw of the labels: enough for a picture, not for a claim.  `pyrozoo reproduce`
 # runs the stored experiments over seeds.
