@@ -70,7 +70,9 @@ class Batch:
         """
         rows = None if rows is None else read_count("rows", rows, 0)
         if isinstance(data, int | np.integer) and not isinstance(data, bool):
-            data = Batch({}, {}, read_count("the number of rows", data, 0))
+            if data < 0:
+                raise ValueError(f"a batch has at least 0 rows, got {data}")
+            data = Batch({}, {}, int(data))
         if isinstance(data, Batch):
             if rows not in (None, len(data)):
                 raise ValueError(f"the batch has {len(data)} rows, not rows={rows}")

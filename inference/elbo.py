@@ -64,8 +64,7 @@ class EnumELBO(TraceEnum_ELBO):
             the same draws, and in expectation where knowing the label allows a closed form.
         inputs, replace: see :func:`.observing.pair`, for halves that are not paired yet.
 
-    Numbers among the weights are read at every call, but are constants of a loss that is staged
-    (with ``torch.fx`` or CUDA graphs); use scalar tensors for schedules there.
+    Weights are read at every call, also by a loss that is staged (:mod:`.staging`).
 
     Source: the enumerated bound is that of Obermeyer et al., "Tensor variable elimination for
     plated factor graphs" (2019), as in Pyro; free bits are from Kingma et al., "Improved

@@ -72,10 +72,10 @@ class SubsetELBO(EnumELBO):
     def _evaluate(self, p: Observed, q: Observed, batch: Batch, plan: Plan) -> Value:
         names = self._names(batch, plan)
         chosen, live = self._choose(batch, names)
-        copies, rows = live.shape
+        copies = len(live)
         if layer := coupled_layer(p.module, q.module):
             raise ValueError(f"rows cannot be repeated: layer {layer} couples the rows of a batch")
-        stacked = batch[torch.arange(rows, device=batch.device).repeat(copies)]
+        stacked = _repeat(batch, copies)
         for i, name in enumerate(names):
             stacked = stacked.hide(name, chosen[..., i].reshape(-1))
         value = super()._evaluate(p, q, stacked, p.pairing.plan(stacked))
@@ -111,6 +111,17 @@ class SubsetELBO(EnumELBO):
 
     def _stock(self, reason: str, plan: Plan, batch: Batch) -> TraceEnum_ELBO:
         raise ValueError(f"subsets of the modalities are not available here: {reason}")
+
+
+def _repeat(batch: Batch, copies: int) -> Batch:
+    """All rows, several times over; reads no value."""
+
+    def tile(x: Tensor) -> Tensor:
+        return x.repeat(copies, *(1 for _ in x.shape[1:]))
+
+    values = {n: tile(batch.stored(n)) for n in batch.names}
+    present = {n: tile(batch.present(n)) for n in batch.names if batch.partly(n)}
+    return Batch(values, present, copies * len(batch), batch._dtype)
 
 
 def _sum(value: Tensor, live: Tensor) -> Tensor:

@@ -79,10 +79,11 @@ def store(
     check(folder)
     result.save(folder / "model.safetensors")
     result.write_history(folder / "history.csv")
-    tensors = _pack("train", task.train, task.labels)
+    rows, labels = _some(task.train, task.labels)
+    tensors = _pack("train", rows, labels)
     if not task.transductive:
-        tensors |= _pack("test", task.test, task.test_labels)
-    meta = {"kind": "rows", "torch": str(torch.__version__), "probe": _probe(result, task.train)}
+        tensors |= _pack("test", *_some(task.test, task.test_labels))
+    meta = {"kind": "rows", "torch": str(torch.__version__), "probe": _probe(result, rows)}
     checkpoint.save(folder / "rows.safetensors", tensors, meta)
     write_json(folder / "metrics.json", figures)
     everything = {
@@ -207,12 +208,17 @@ def _reported(run: Run) -> tuple[Batch, Tensor | None]:
     return run.test[known], run.test_labels[known]
 
 
+def _some(batch: Batch, labels: Tensor) -> tuple[Batch, Tensor]:
+    """All rows, or some at random, in their order."""
+    if len(batch) <= ROWS:
+        return batch, labels
+    chosen = np.random.default_rng(0).choice(len(batch), ROWS, replace=False)
+    index = torch.from_numpy(np.sort(chosen))
+    return batch[index], labels[index]
+
+
 def _pack(kind: str, batch: Batch, labels: Tensor) -> dict[str, Tensor]:
-    """Rows as tensors by name: all, or some at random, in their order."""
-    if len(batch) > ROWS:
-        chosen = np.random.default_rng(0).choice(len(batch), ROWS, replace=False)
-        index = torch.from_numpy(np.sort(chosen))
-        batch, labels = batch[index], labels[index]
+    """Rows as tensors by name."""
     tensors = {f"{kind}.labels": labels}
     for name in batch.names:
         tensors[f"{kind}.value.{name}"] = batch.stored(name)
