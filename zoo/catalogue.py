@@ -31,7 +31,7 @@ from pyrozoo.zoo.clustering.vade import start_mixture
 from pyrozoo.zoo.imputation import HIVAE
 from pyrozoo.zoo.imputation.hivae import infer_columns, start_clusters
 from pyrozoo.zoo.multimodal import MVAE
-from pyrozoo.zoo.networks import ConvClassifier, Likelihood
+from pyrozoo.zoo.networks import ConvClassifier, Likelihood, set_precision
 from pyrozoo.zoo.networks import likelihood as make_likelihood
 from pyrozoo.zoo.semisupervised import M2
 
@@ -41,8 +41,8 @@ class Model:
     """A method made for one data set: both halves, the objective, and how it is usually fitted.
 
     ``start`` is what happens before the fit (pretraining), called with the data, a seed, whether to
-    show progress and, where checkpoints are kept, a ``folder`` and ``resume``; ``settings`` are the
-    defaults of :func:`pyrozoo.inference.fit` for this method.
+    show progress, and those settings of the fit that say how and where it runs; ``settings`` are
+    the defaults of :func:`pyrozoo.inference.fit` for this method.
     """
 
     method: str
@@ -96,9 +96,10 @@ class Model:
         """The pretraining, with checkpoints of its own in the folder ``start`` of the fit's."""
         if (start := self.start) is None:
             return None
-        folder, where = chosen.get("folder"), {}
+        folder = chosen.get("folder")
+        where = {name: chosen[name] for name in ("compile", "device", "devices") if name in chosen}
         if folder is not None:
-            where = {"folder": Path(folder) / "start", "resume": chosen.get("resume", False)}
+            where |= {"folder": Path(folder) / "start", "resume": chosen.get("resume", False)}
         return lambda: start(batch, seed=seed, progress=progress, **where, **options)
 
 
@@ -128,7 +129,8 @@ class Method:
     def options(self) -> dict[str, Any]:
         """Its options and their defaults."""
         parameters = inspect.signature(self.make).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {**own, "precision": "float32"}
 
 
 def vade(
@@ -328,7 +330,8 @@ def create(name: str, data: Data, *, seed: int = 0, **options: Any) -> Model:
         name: see :func:`list_methods`.
         data: a dictionary of arrays by site, for the shapes and for what is observed.
         seed: of the networks' initial parameters; the global random state is left alone.
-        options: of the method, see ``pyrozoo show NAME``.
+        options: of the method, see ``pyrozoo show NAME``; for all of them ``precision``, which is
+            ``"float32"`` or, inside the networks alone, ``"bf16"``.
 
     Raises:
         ValueError: no such method or option, or the data lack a site that it needs.
@@ -343,8 +346,11 @@ def create(name: str, data: Data, *, seed: int = 0, **options: Any) -> Model:
         )
     batch = Batch.of(data)
     with seeded(seed):
-        model = entry.make(batch, **options)
+        model = entry.make(batch, **{k: v for k, v in options.items() if k != "precision"})
     model.options = {**entry.options, **options}
+    if (precision := model.options["precision"]) != "float32":
+        set_precision(model.program, precision)
+        set_precision(model.guide, precision)
     return model
 
 

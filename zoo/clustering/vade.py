@@ -29,7 +29,6 @@ runs, by likelihood.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,8 +107,7 @@ def start_mixture(
     num_starts: int = 10,
     seed: int = 0,
     progress: bool = False,
-    folder: str | Path | None = None,
-    resume: bool = False,
+    **settings: Any,
 ) -> None:
     """Pretrain as an autoencoder, then put the mixture on its codes.
 
@@ -128,14 +126,14 @@ def start_mixture(
         num_starts: mixtures from which the most likely is taken.
         seed: of all of it.
         progress: show a progress bar.
-        folder, resume: where the autoencoder's checkpoints go, and whether to go on from one.
+        settings: further ones of the autoencoder's fit: folder, resume, compile, device.
     """
     only_x = data.drop(*(name for name in data.names if name != "x"))
     reconstruction = EnumELBO(weights={"y": 0.0, "z": 0.0})
     fit(
         program, Mean(guide, noise), only_x, objective=reconstruction, epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
-        folder=folder, resume=resume, decided_by={"noise": noise},
+        decided_by={"noise": noise}, **settings,
     )  # fmt: skip
     drawn = predict(program, Mean(guide), only_x, "z", num_samples=1, seed=seed)
     codes = drawn.double().cpu().numpy()

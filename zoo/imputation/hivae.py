@@ -32,7 +32,6 @@ told which entries are missing; the clusters start from a mixture fitted to the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,8 +100,7 @@ def start_clusters(
     num_starts: int = 10,
     seed: int = 0,
     progress: bool = False,
-    folder: str | Path | None = None,
-    resume: bool = False,
+    **settings: Any,
 ) -> None:
     """Cluster the rows by a mixture, then train the pair as if these clusters were known.
 
@@ -117,7 +115,7 @@ def start_clusters(
         num_starts: runs of EM, of which the likeliest is taken.
         seed: of all of it.
         progress: show a progress bar.
-        folder, resume: where the training's checkpoints go, and whether to go on from one.
+        settings: further ones of the training's fit: folder, resume, compile, device.
 
     Raises:
         ValueError: y has values beyond the clusters, or there are fewer rows than clusters.
@@ -139,8 +137,7 @@ def start_clusters(
     fit(
         program, guide, {**values, "y": clusters}, epochs=epochs, batch_size=batch_size, lr=lr,
         objective=EnumELBO(observed_guide_weights={"y": 1.0}), seed=seed, progress=progress,
-        weights={"z": schedules.linear(0.0, 1.0, epochs)}, title="known clusters",
-        folder=folder, resume=resume,
+        weights={"z": schedules.linear(0.0, 1.0, epochs)}, title="known clusters", **settings,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from pyrozoo.zoo.networks.likelihoods import (
 )
 from pyrozoo.zoo.networks.mixed import Mixed
 from pyrozoo.zoo.networks.mlp import MLP, SplitLinear, make_activation, one_hot
+from pyrozoo.zoo.networks.precision import set_precision
 
 __all__ = [
     "MIN_SCALE",
@@ -66,4 +67,5 @@ __all__ = [
     "make_activation",
     "one_hot",
     "positive_scale",
+    "set_precision",
 ]

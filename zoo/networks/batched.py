@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyrozoo.zoo.networks.precision import computing_in
+
 
 def broadcast_shapes(leads: Sequence[Sequence[int]]) -> torch.Size:
     """Broadcast leading shapes against each other.
@@ -47,7 +49,7 @@ class Batched(nn.Module):
 
     def __init__(self, net: nn.Module, event_dims: int | Sequence[int] = 1) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.precision = net, "float32"
         self.event_dims = event_dims if isinstance(event_dims, int) else tuple(event_dims)
         _refuse_batch_statistics(net)
 
@@ -74,9 +76,12 @@ class Batched(nn.Module):
         lead = expanded[0].shape[: expanded[0].dim() - dims[0]]
         rows = math.prod(lead)
         flat = [x.reshape(rows, *x.shape[len(lead) :]) for x in expanded]
-        out = self.net(*flat)
+        with computing_in(self.precision, flat[0].device):
+            out = self.net(*flat)
         if not isinstance(out, Tensor):
             raise TypeError(f"a batched net must return a tensor, got {type(out).__name__}")
+        if self.precision != "float32":
+            out = out.to(flat[0].dtype)
         return out.reshape(lead + out.shape[1:])
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrozoo.zoo.networks.batched import broadcast_leading, broadcast_shapes
+from pyrozoo.zoo.networks.precision import computing_in
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -91,6 +92,7 @@ class MLP(nn.Module):
     Attributes:
         in_dims: the widths of the inputs, as a tuple.
         out_dim: the width of the output.
+        precision: see `set_precision`.
 
     Raises:
         ValueError: if a width is not positive or the activation is not known.
@@ -104,7 +106,7 @@ class MLP(nn.Module):
         activation: str | nn.Module = "relu",
     ) -> None:
         super().__init__()
-        self.in_dims = _in_dims(in_dims)
+        self.in_dims, self.precision = _in_dims(in_dims), "float32"
         widths = [*hidden] if out_dim is None else [*hidden, out_dim]
         if any(width < 1 for width in widths):
             raise ValueError(f"layer widths must be positive, got {widths}")
@@ -125,7 +127,11 @@ class MLP(nn.Module):
         Raises:
             ValueError: if the number of inputs, their widths or their leading shapes do not fit.
         """
-        return self.rest(self.first(*inputs))
+        if self.precision == "float32":
+            return self.rest(self.first(*inputs))
+        with computing_in(self.precision, inputs[0].device):
+            out = self.rest(self.first(*inputs))
+        return out.to(inputs[0].dtype)
 
 
 class _Join(nn.Module):
