@@ -8,7 +8,7 @@ are taken in slices, and nothing here changes a parameter, a buffer or the rando
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pyro
@@ -22,11 +22,12 @@ from torch import Tensor
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.contract import Factor, add, expectations, sum_out
 from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.evidence import log_weights
 from pyrozoo.inference.graph import DATA, Site, innermost
-from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
-from pyrozoo.inference.plan import Plan, check_shapes, check_values
+from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.reading import read_count
+from pyrozoo.inference.running import observed_until, slices, touching, until
 from pyrozoo.inference.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
 
 
@@ -53,7 +54,7 @@ def responsibilities(
     """
     pieces, num_samples = [], read_count("num_samples", num_samples)
     objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
-    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size, seed):
+    for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
         pieces.append(_responsibilities(objective, p, q, batch, plan, _finite_site(plan, site)))
     return torch.cat(pieces)
 
@@ -89,11 +90,12 @@ def posterior(
     pieces: list[dict[str, Tensor]] = []
     local: set[str] = set()
     objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
-    for p, q, batch, plan in _slices(objective, program, guide, data, batch_size, seed):
-        draws = _draw(p, q, batch, plan, num_samples, importance)
+    for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
         latent = {n for n, role in plan.roles.items() if role not in ("given", "masked", "own")}
         latent -= {n for n, role in plan.roles.items() if role == "pruned" and _leaf(plan, n)}
-        names = [n for n in draws if predictive or n in latent]
+        wanted = plan.roles if predictive else latent
+        draws = _draw(p, q, batch, plan, num_samples, wanted, importance)
+        names = [n for n in draws if n in wanted]
         pieces.append({n: _rows_first(plan.program.sites[n], draws[n][0]) for n in names})
         local |= {n for n in names if plan.program.sites[n].local}
     return {
@@ -143,40 +145,15 @@ def predict(
     num_samples = read_count("num_samples", num_samples)
     objective = EnumELBO(num_samples, kl="sampled", split=False, inputs=tuple(inputs))
     pieces = []
-    for p, q, piece, plan in _slices(objective, program, guide, batch, batch_size, seed):
+    for p, q, piece, plan in slices(objective, program, guide, batch, batch_size, seed):
         target = _local_site(plan, site)
         if _is_label(target) and (not _leaf(plan, site) or site in plan.proposed):
             pieces.append(_responsibilities(objective, p, q, piece, plan, target))
             continue
-        values, fn = _draw(p, q, piece, plan, num_samples, importance)[site]
+        values, fn = _draw(p, q, piece, plan, num_samples, [site], importance)[site]
         mean, event_dim = _mean(values, fn, plan.roles[site])
         pieces.append(_rows_first(target, mean, event_dim).mean(0))
     return torch.cat(pieces)
-
-
-def _slices(
-    objective: EnumELBO, program: Net, guide: Net, data: Data, size: int, seed: int | None
-) -> Iterator[tuple[Observed, Observed, Batch, Plan]]:
-    p, q = objective.pair(program, guide)
-    whole, size = p.pairing.prepare(data), read_count("batch_size", size)
-    if len(whole) == 0:
-        raise ValueError("the data have no rows")
-    random = contextlib.nullcontext() if seed is None else seeded(_seed(seed))
-    with torch.no_grad(), evaluating(p, q), poutine.block(), random:
-        for start in range(0, len(whole), size):
-            batch = whole[start : start + size] if len(whole) > size else whole
-            plan = p.pairing.plan(batch)
-            check_shapes(plan.program, batch)
-            check_values(plan, batch)
-            if reason := objective.unsupported(plan):
-                raise ValueError(f"{reason}: use pyro.infer.Predictive or infer_discrete for it")
-            yield p, q, batch, plan
-
-
-def _seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed is a whole number below 2**64, or None, got {seed!r}")
-    return seed
 
 
 # ---- finite sites --------------------------------------------------------------------------------
@@ -216,7 +193,8 @@ def _responsibilities(
     if drawn and not summed and counts is True:
         probs = _of_guide(q, batch, plan, name)
     else:
-        terms = objective.trace(p, q, batch)
+        needed = touching(plan) if summed else {name}
+        terms = objective.trace(observed_until(p, needed, plan), q, batch)
         probs = _prior(terms.sites[name]["fn"], support, rows)
         if summed or drawn:
             own = _of_program(terms, name) if summed else _of_guide(q, batch, plan, name)
@@ -289,17 +267,27 @@ class _Fix(Messenger):
 
 
 def _draw(
-    p: Observed, q: Observed, batch: Batch, plan: Plan, num_samples: int, importance: bool = False
+    p: Observed,
+    q: Observed,
+    batch: Batch,
+    plan: Plan,
+    num_samples: int,
+    wanted: Collection[str],
+    importance: bool = False,
 ) -> dict[str, tuple[Tensor, Any]]:
-    """Draws of all sites, ``(samples, *plates, *event)``, and the distributions they are from."""
+    """Draws ``(samples, *plates, *event)`` of the wanted sites, and perhaps of others before them,
+    with the distributions they are from."""
+    if not wanted:
+        return {}
     depth = nesting(plan)
     particles = pyro.plate(PARTICLES, num_samples, dim=-1 - depth)
     guide_trace = poutine.trace(particles(q)).get_trace(batch)
     proposed = sample_sites(guide_trace)
     drawn = {n: s["value"] for n, s in proposed.items() if n in plan.program.sites}
     fns = {n: s["fn"] for n, s in proposed.items()}
-    if plan.summed or importance:
-        program = particles(EnumMessenger(-2 - depth)(p))
+    if importance or _read(plan, batch, wanted).intersection(plan.summed):
+        whole = p if importance else observed_until(p, touching(plan), plan)
+        program = particles(EnumMessenger(-2 - depth)(whole))
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
         terms = take_apart(plan, sample_sites(trace), proposed, len(batch), num_samples)
         drawn |= _draw_summed(terms, depth)
@@ -314,7 +302,7 @@ def _draw(
         if plan.roles.get(name) in ("given", "masked", "pruned") and _leaf(plan, name):
             del drawn[name]
     with _Fix(drawn, plan, batch):
-        trace = poutine.trace(particles(p.module)).get_trace(batch)
+        trace = poutine.trace(particles(until(p.module, wanted, plan))).get_trace(batch)
     found = {}
     for name, site in sample_sites(trace).items():
         if plan.program.sites[name].kind == "sample":
@@ -324,15 +312,24 @@ def _draw(
     return found
 
 
+def _read(plan: Plan, batch: Batch, wanted: Collection[str]) -> set[str]:
+    """The wanted sites and all whose values they are drawn from."""
+    found, left = set[str](), list(wanted)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            of_guide = name in plan.proposed and plan.counts(name, batch) is True
+            left += [] if of_guide else plan.program.sites[name].parents
+    return found
+
+
 def _resample(drawn: dict[str, Tensor], terms: Terms, depth: int) -> dict[str, Tensor]:
     """Draw the particles of each row again, in proportion to their importance weights."""
     for name in drawn:
         if not terms.plan.program.sites[name].local:
             raise ValueError(f"importance weights by row: site {name!r} is shared by all rows")
-    values = [v for v in terms.by_row().values() if v.dim() == 2]
-    if not values:
-        return drawn
-    chosen = dist.Categorical(logits=add(values).T).sample((terms.num_particles,))  # (S, rows)
+    chosen = dist.Categorical(logits=log_weights(terms).T).sample((terms.num_particles,))
     plates = [1] * depth
     plates[terms.data_dim] = terms.rows
     index = chosen.reshape(terms.num_particles, *plates)

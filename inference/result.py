@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Data
 from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.evidence import log_evidence
 from pyrozoo.inference.facts import check_facts
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net
@@ -68,6 +69,12 @@ class Result:
     def posterior(self, data: Data, num_samples: int = 1, **options: Any) -> dict[str, Tensor]:
         """Draws of every latent site: see :func:`.posterior.posterior`."""
         return posterior(self.program, self.guide, data, num_samples, inputs=self.inputs, **options)
+
+    def log_evidence(self, data: Data, num_particles: int = 1000, **options: Any) -> Tensor:
+        """Estimates of log p(observed) of every row, ``(rows,)``: see :mod:`.evidence`."""
+        return log_evidence(
+            self.program, self.guide, data, num_particles, inputs=self.inputs, **options
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the parameters, the history and the sites to one safetensors file."""
