@@ -17,7 +17,7 @@ as pixels, ``x / 255``, when they are asked for and stored as bytes until then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -36,6 +36,16 @@ from pyrozoo.inference.reading import (
 )
 
 Data: TypeAlias = "Batch | Mapping[str, Any]"
+
+
+class Extent(NamedTuple):
+    """How much of a site is known in some rows."""
+
+    rows: Tensor  # (rows,) boolean: where anything is known
+    lacking: int  # rows in which anything is missing
+    missing: int  # entries, or rows, that are missing
+    total: int
+    by_entry: bool
 
 
 class Batch:
@@ -160,6 +170,19 @@ class Batch:
     def partly(self, name: str) -> bool:
         """Whether the site is known in part (a property of the data set, kept by its parts)."""
         return name in self._present
+
+    def mask_dims(self, name: str) -> int:
+        """Dimensions of the mask of a site that is known in part, 0 for any other."""
+        return self._present[name].dim() if name in self._present else 0
+
+    def extent(self, name: str) -> Extent:
+        """How much of a site is known."""
+        present = self.present(name)
+        by_row, lacking = present, ~present
+        if present.dim() > 1:
+            by_row, lacking = present.flatten(1).any(1), lacking.flatten(1).any(1)
+        missing = present.numel() - int(present.sum())
+        return Extent(by_row, int(lacking.sum()), missing, present.numel(), present.dim() > 1)
 
     def shape(self, name: str) -> torch.Size:
         """Shape of the value of a site, rows first, without reading it."""

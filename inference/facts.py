@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pyrozoo.inference.checkpoint import name_of
 from pyrozoo.inference.elbo import EnumELBO
 
 ENTRIES = 2**24  # of a site, at most, that go into the fingerprint of the data
+PIECE = 2**20  # of them at a time
 
 
 def _number(x: Any) -> bool:
@@ -125,10 +127,19 @@ def fingerprint(batch: Batch) -> str:
     """A short digest of names, types, shapes and values; of very large data, of some rows."""
     digest = hashlib.blake2b(digest_size=8)
     for name in batch.names:
-        for value in (batch.stored(name), batch.present(name)):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            some = value[:: -(-value.numel() // ENTRIES) or 1].detach().cpu().contiguous()
-            digest.update(some.reshape(-1).view(torch.uint8).numpy().tobytes())
+        alone = batch.drop(*(other for other in batch.names if other != name))
+        none = alone[:0]
+        parts = [(none.stored(name), Batch.stored)]
+        parts += [(none.present(name), Batch.present)]
+        for like, get in parts:
+            shape = (len(batch), *like.shape[1:])
+            digest.update(f"{name} {like.dtype} {shape}".encode())
+            step = -(-math.prod(shape) // ENTRIES) or 1
+            size = max(1, PIECE // max(1, math.prod(shape[1:])))
+            for first in range(0, len(batch), step * size):
+                piece = alone[first : first + step * size : step]
+                some = get(piece, name).detach().cpu().contiguous()
+                digest.update(some.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.graph import Site, modules_of, read_graph
 from pyrozoo.inference.partial import mark_enumerated, merge, observed_entries
 from pyrozoo.inference.plan import Plan, check_shapes, check_values, make_plan, placeholder
+from pyrozoo.inference.stored import Stored
 
 __all__ = ["Net", "Observed", "Plan", "check_values", "observe", "pair", "register"]
 
@@ -53,8 +54,10 @@ class _Pairing:
 
     def plan(self, batch: Batch) -> Plan:
         """The plan for the observation pattern of a batch; the first of a pattern is checked."""
-        key = tuple((n, batch.present(n).dim() if batch.partly(n) else 0) for n in batch.names)
+        key = tuple((n, batch.mask_dims(n)) for n in batch.names)
         if key not in self.plans:
+            if isinstance(batch, Stored):
+                batch.refuse("a run of the program")
             graph = read_graph(self.program, batch)
             check_shapes(graph, batch)
             guide = None if self.guide is None else read_graph(self.guide, batch)
@@ -196,6 +199,8 @@ class Observed(nn.Module):
     def forward(self, batch: Data) -> Any:
         """Run on a batch; a dictionary is read by :meth:`Batch.of`."""
         ready = self.pairing.prepare(batch)
+        if isinstance(ready, Stored):
+            ready.refuse("a run of the program")
         if self.name:
             _register(self.name, self)
         with _Handler(self.pairing.plan(ready), ready, self.of_guide):

@@ -29,7 +29,7 @@ from pyro.distributions import Independent
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.batch import Batch, Extent
 from pyrozoo.inference.graph import DATA, Graph, Site, innermost
 
 
@@ -132,31 +132,31 @@ class Plan:
                 lines.append(f"{name}: auxiliary, drawn by the guide")
         for name in self.inputs:
             if name in batch:
-                missing = f", {_missing(batch.present(name))}" if batch.partly(name) else ""
+                missing = f", {_missing(batch.extent(name))}" if batch.partly(name) else ""
                 lines.append(f"{name}: input{missing}")
         if self.guide is not None and all(self.deciders(n) is not None for n in self.roles):
             known = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
             for key in self.observed:
-                known |= _by_row(batch.present(key))
+                known |= batch.extent(key).rows
             if empty := int((~known).sum()):
                 what = f"{empty:,} of {len(batch):,} rows have nothing observed"
                 lines.append(f"{what}: they count zero")
         return lines
 
     def _line(self, site: Site, role: str, batch: Batch) -> str:
-        present = batch.present(site.name)
+        extent = batch.extent(site.name)
         how = "proposed by the guide"
         if site.name not in self.proposed and site.summable:
             how = f"summed over {len(site.fn.enumerate_support(expand=False))} values"
         elif site.summable:
             how += f", summed over {len(site.fn.enumerate_support(expand=False))} values"
-        rows = _by_row(present)
-        known = f"known in {int(rows.sum()):,} of {len(rows):,} rows, elsewhere {how}"
-        if present.dim() > 1:
-            known = f"observed; {_missing(present)}: there {how}"
+        count, rows = int(extent.rows.sum()), len(extent.rows)
+        known = f"known in {count:,} of {rows:,} rows, elsewhere {how}"
+        if extent.by_entry:
+            known = f"observed; {_missing(extent)}: there {how}"
         return {
             "given": "observed",
-            "masked": f"observed; {_missing(present)}: left out of the bound",
+            "masked": f"observed; {_missing(extent)}: left out of the bound",
             "merged": known,
             "summed": how,
             "proposed": how,
@@ -167,18 +167,12 @@ class Plan:
         }[role]
 
 
-def _by_row(present: Tensor) -> Tensor:
-    """Whether anything is present, ``(rows,)``."""
-    return present.flatten(1).any(1) if present.dim() > 1 else present
-
-
-def _missing(present: Tensor) -> str:
+def _missing(extent: Extent) -> str:
     """How much is missing, of rows or of entries in how many rows, in words."""
-    lacking = _by_row(~present)
-    where = f"missing in {int(lacking.sum()):,} of {len(lacking):,} rows"
-    if present.dim() == 1:
+    where = f"missing in {extent.lacking:,} of {len(extent.rows):,} rows"
+    if not extent.by_entry:
         return where
-    return f"{int((~present).sum()):,} of {present.numel():,} entries {where}"
+    return f"{extent.missing:,} of {extent.total:,} entries {where}"
 
 
 def _presence(site: Site, present: Tensor, dims: dict[str, int]) -> Tensor:

@@ -116,13 +116,7 @@ def canonical(name: str, given: Any) -> tuple[Tensor | None, Tensor | None]:
         if any(isinstance(part, np.ma.MaskedArray) for part in (given, mask)):
             raise TypeError(f"{name!r}: a masked array brings its own mask; pass it alone")
         known = _tensor(name, mask)
-    value = _tensor(name, given)
-    if value.dim() == 0:
-        raise ValueError(f"{name!r}: values have the rows first, got a scalar")
-    if value.dtype == torch.bool:
-        value = value.to(torch.get_default_dtype())
-    elif not value.is_floating_point() and not is_pixels(value):
-        value = value.long()
+    value = convert(name, given)
     if known is not None:
         if known.dtype != torch.bool:
             raise TypeError(f"{name!r}: the mask of (value, present) is boolean, got {known.dtype}")
@@ -137,12 +131,28 @@ def canonical(name: str, given: Any) -> tuple[Tensor | None, Tensor | None]:
             known = flat[:, 0]  # whole rows are missing
         value = fill(value, known)
     if value.is_floating_point():
-        _check_finite(name, value)
-    _check_pixels(name, value, known)
+        check_finite(name, value)
+    check_pixels(name, value, known)
     return value, known
 
 
-def _check_pixels(name: str, value: Tensor, known: Tensor | None) -> None:
+def convert(name: str, given: Any) -> Tensor:
+    """A tensor or array as a batch stores it: floats and pixels as they are, integers as int64.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is a single number.
+    """
+    value = _tensor(name, given)
+    if value.dim() == 0:
+        raise ValueError(f"{name!r}: values have the rows first, got a scalar")
+    if value.dtype == torch.bool:
+        return value.to(torch.get_default_dtype())
+    return value if value.is_floating_point() or is_pixels(value) else value.long()
+
+
+def check_pixels(name: str, value: Tensor, known: Tensor | None) -> None:
+    """Refuse bytes that are 0 or 1 only."""
     some = known is None or bool(known.any())
     if is_pixels(value) and value.numel() and some and int(value.max()) <= 1:
         raise ValueError(
@@ -151,7 +161,8 @@ def _check_pixels(name: str, value: Tensor, known: Tensor | None) -> None:
         )
 
 
-def _check_finite(name: str, value: Tensor) -> None:
+def check_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinite entries."""
     bad = ~torch.isfinite(value)
     count = int(bad.sum())
     if not count:

@@ -1,4 +1,4 @@
-"""Which rows a fit visits, and which it holds out."""
+"""Which rows a fit visits, in which order, and which it holds out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
+from pyrozoo.inference.stored import Stored
 
 
 def hold_out(
@@ -23,7 +24,12 @@ def hold_out(
             raise ValueError(f"validation is data, or a fraction between 0 and 1, got {validation}")
         order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed + 1))
         count = max(1, round(validation * len(batch)))
-        return batch[order[count:]], batch[order[:count]], order[count:]
+        held, kept = order[:count], order[count:]
+        if not isinstance(batch, Stored):
+            return batch[kept], batch[held], kept
+        if batch.by_blocks:  # read through from beginning to end
+            held, kept = held.sort().values, kept.sort().values
+        return batch.select(kept), batch.select(held), kept
     return batch, pairing.prepare(validation), numbers
 
 
@@ -33,6 +39,53 @@ def visits_of(batch: Batch, repeat: Mapping[str, int]) -> Tensor:
     for name, times in repeat.items():
         if name not in batch or times < 1:
             raise ValueError(f"repeat={{{name!r}: {times}}}: a site of the data and a count from 1")
-        known = batch.present(name).reshape(len(batch), -1).any(1).cpu().nonzero().squeeze(-1)
+        known = batch.extent(name).rows.cpu().nonzero().squeeze(-1)
         rows.append(known.repeat(times - 1))
     return torch.cat(rows)
+
+
+def epoch_order(batch: Batch, visits: Tensor, generator: torch.Generator) -> Tensor:
+    """The visits of one epoch in the order in which they are made."""
+    if isinstance(batch, Stored):
+        if batch.by_blocks:
+            return block_order(visits, batch.blocks_of(visits), batch.window, generator)
+        return visits[torch.randperm(len(visits), generator=generator)]
+    return visits[torch.randperm(len(visits), generator=generator)].to(batch.device)
+
+
+def mixing(batch: Batch) -> dict[str, str]:
+    """What decides the order besides the seed, as a setting of a run; nothing in memory."""
+    if not isinstance(batch, Stored) or not batch.by_blocks or batch.starts is None:
+        return {}
+    return {"shuffle": f"{batch.window} of {len(batch.starts)} blocks"}
+
+
+def block_order(visits: Tensor, blocks: Tensor, window: int, generator: torch.Generator) -> Tensor:
+    """Mix rows that can only be read in blocks.
+
+    The blocks are put in a random order; then the rows of each ``window`` of them that follow one
+    another are mixed.  Every visit is made once, so that the loss of an epoch is an average over
+    all rows, as before.  But a step sees rows of one window only: its gradient is that of the
+    window in expectation, and those of the steps of a window resemble each other as far as rows of
+    a block do.  In a file without any order nothing is lost.  In a file that is sorted (by class,
+    by donor, by day) with blocks of one kind, a step sees at most ``window`` kinds, gradients vary
+    more, and parameters follow the windows: shuffle the file once, or take a larger window, or
+    ``shuffle="rows"``.
+
+    Args:
+        visits: rows, ``(visits,)``.
+        blocks: the block of each, ``(visits,)``.
+        window: blocks that are mixed together.
+        generator: of the order.
+
+    Returns:
+        the visits in another order, ``(visits,)``.
+    """
+    grouped = blocks.argsort(stable=True)
+    ends = torch.bincount(blocks).cumsum(0)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    parts = []
+    for some in torch.randperm(len(ends), generator=generator).split(window):
+        rows = torch.cat([grouped[starts[b] : ends[b]] for b in some.tolist()])
+        parts.append(rows[torch.randperm(len(rows), generator=generator)])
+    return visits[torch.cat(parts)]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrozoo.inference import Batch, Result, metrics
+from pyrozoo.inference import Batch, Result, Stored, metrics
 from pyrozoo.zoo import baselines
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tasks import Task
@@ -179,10 +179,10 @@ def rivals(
     """Plain methods on the same rows, where there are any for the task.
 
     Images to cluster: k-means, and autoencoder + mixture.  Tables: each of scikit-learn's imputers,
-    followed by a mixture of Gaussians with as many components.
+    followed by a mixture of Gaussians with as many components.  None for rows on disk.
     """
     clusters = model.options.get("num_clusters")
-    if "y" in task.train:
+    if "y" in task.train or isinstance(task.train, Stored):
         return {}
     known = task.labels >= 0
     labels = task.labels if bool(known.all()) else None

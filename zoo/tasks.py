@@ -3,7 +3,8 @@
 =================== ==============================================================================
 ``name``            a named data set: images (``digits``, ``mnist``, ``fashion_mnist``) or a table
                     (``wine``, ``breast_cancer``)
-``file``            or a file of your own: .csv, .parquet, .npz, .h5ad; see :mod:`.tables`
+``file``            or a file of your own: .csv, .parquet, .npz, .h5ad, see :mod:`.tables`; or
+                    .npy, .h5, .hdf5, .zarr, whose rows stay on disk, see :mod:`.tables.lazy`
 ``split``           of a named data set of images: ``train`` (default), ``test``, ``all``
 ``labels``          how many training labels are shown, or ``"all"``; by default none, and for a
                     semi-supervised method 100 of a named data set, all that a file has
@@ -34,6 +35,8 @@ from pyrozoo.inference.reading import fill
 from pyrozoo.zoo import datasets
 from pyrozoo.zoo.catalogue import list_methods, method
 
+ON_DISK = (".npy", ".h5", ".hdf5", ".zarr")
+MANY = 10_000  # rows from which on they are not read into memory
 SETTINGS = (
     "name", "file", "split", "labels", "hidden_classes", "missing", "hidden", "label", "views",
     "columns", "drop", "index", "test",
@@ -86,6 +89,8 @@ def make_task(
         raise ValueError("the data have either a name (of a bundled data set) or a file")
     _check_settings(data)
     kind = method(method_name).task if method_name in list_methods() else "own"
+    if "file" in data and Path(data["file"]).suffix.lower() in ON_DISK:
+        return _on_disk(data, kind, seed)
     if "file" in data or data["name"] in datasets.TABLES:
         return _table(data, kind, seed)
     without = ["label", "views", "columns", "drop", "index", "test"]
@@ -250,6 +255,40 @@ def _table(data: Mapping[str, Any], kind: str, seed: int) -> Task:
         _known_classes(names, data),
         tuple(table.summary()),
     )
+
+
+def _on_disk(data: Mapping[str, Any], kind: str, seed: int) -> Task:
+    """Arrays by site: fitted on all rows; what is more than ``MANY`` of them stays on disk."""
+    from pyrozoo.zoo import tables
+
+    others = ("split", "missing", "hidden", "views", "columns", "drop", "index")
+    if given := [key for key in others if key in data]:
+        raise ValueError(
+            f"{data['file']}, a file of arrays, has no {', '.join(given)}; convert it to .npz or"
+            " .parquet, which are read as tables"
+        )
+    opened = tables.open_rows(data["file"], label=data.get("label"))
+    rows, names = opened.data, list(opened.label_names)
+    y = torch.full((len(rows),), -1)
+    if "y" in rows:
+        known = rows.present("y")
+        only = rows.drop(*(name for name in rows.names if name != "y"))
+        y = torch.where(known, only[:]["y"], -1)
+    labels = data.get("labels", "all" if kind == "semisupervised" else None)
+    if labels not in (None, 0) and "y" not in rows:
+        raise ValueError("labels are to be shown, but the data have none: name their array, label")
+    rows = rows.drop("y")
+    mine, held = _split(y, data.get("test", 0.2 if labels not in (None, 0) else 0.0), seed)
+    classes = len(names) - data.get("hidden_classes", 0)
+    shown = _shown_labels(y[mine], labels, classes, len(names), seed)
+    train: Batch = (rows.select(mine) if len(held) else rows).add(shown)
+    train = train[:] if len(train) <= MANY else train
+    test: Batch = rows.select(held) if len(held) else train
+    test = test[:] if len(held) and len(held) <= MANY else test
+    return Task(
+        train, y[mine], test, y[held] if len(held) else y,
+        label_names=names, known_classes=_known_classes(names, data),
+    )  # fmt: skip
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@
     filled = table.schema.summarise("x", draws, known=new.data["x"], index=new.index)
     tables.write(filled.value, "filled.csv")
 
+Files that are larger than memory are opened by :func:`open_rows`, see :mod:`.lazy`.
+
 They need pandas and pyarrow, ``pip install "pyrozoo[tables]"``; ``.h5ad`` files need anndata,
 ``pip install "pyrozoo[anndata]"``. None of these is imported before it is needed.
 """
@@ -15,6 +17,7 @@ They need pandas and pyarrow, ``pip install "pyrozoo[tables]"``; ``.h5ad`` files
 from pyrozoo.zoo.tables.decode import Summary
 from pyrozoo.zoo.tables.files import load, write
 from pyrozoo.zoo.tables.kinds import KINDS
+from pyrozoo.zoo.tables.lazy import Opened, open_rows
 from pyrozoo.zoo.tables.learn import read
 from pyrozoo.zoo.tables.schema import Field, Label, Schema, Site
 from pyrozoo.zoo.tables.sources import Source
@@ -24,12 +27,14 @@ __all__ = [
     "KINDS",
     "Field",
     "Label",
+    "Opened",
     "Schema",
     "Site",
     "Source",
     "Summary",
     "Table",
     "load",
+    "open_rows",
     "read",
     "write",
 ]

@@ -34,8 +34,8 @@ TYPES: tuple[tuple[str, tuple[type, ...]], ...] = (
 )
 
 
-def library(name: str) -> Any:
-    """Import an optional library.
+def library(name: str, extra: str | None = None) -> Any:
+    """Import an optional library, of the extra that is named here or in ``EXTRAS``.
 
     Raises:
         ImportError: it is not installed; the message has the command that installs it.
@@ -43,7 +43,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        extra = EXTRAS.get(name.partition(".")[0], "tables")
+        extra = extra or EXTRAS.get(name.partition(".")[0], "tables")
         raise ImportError(
             f'tables need {name.partition(".")[0]}: pip install "pyrozoo[{extra}]"'
         ) from error
