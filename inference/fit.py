@@ -1,15 +1,16 @@
 """Fitting a program and a guide to data: one loop.
 
 ``fit(program, guide, {"x": images})`` clusters, classifies or imputes depending on which sites the
-data hold; nothing else changes.  The data stay in one tensor per site and are sliced by a
-permutation, the randomness is the fit's own, and what is evaluated along the way changes no
-parameter.
+data hold; nothing else changes.  The data stay in one tensor per site, or on disk
+(:mod:`.stored`), and are sliced by a permutation, the randomness is the fit's own, and what is
+evaluated along the way changes no parameter.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,22 +19,22 @@ from typing import Any
 
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pyrozoo.inference import checkpoint
+from pyrozoo.inference import checkpoint, processes
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.elbo import EnumELBO
 from pyrozoo.inference.facts import settings_of
 from pyrozoo.inference.guarding import Guard, out_of_memory
+from pyrozoo.inference.loading import Reader, check_rows
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
-from pyrozoo.inference.plan import check_values
 from pyrozoo.inference.progress import Bar
 from pyrozoo.inference.result import Record, Result, evaluate
-from pyrozoo.inference.rows import hold_out, visits_of
+from pyrozoo.inference.rows import epoch_order, hold_out, mixing, visits_of
 from pyrozoo.inference.schedules import Schedule
-from pyrozoo.inference.state import State, claim
+from pyrozoo.inference.staging import Staged, stage
+from pyrozoo.inference.state import State
 
 
 def fit(
@@ -60,7 +61,9 @@ def fit(
     save_every: int = 1,
     start: Callable[[], None] | None = None,
     decided_by: Mapping[str, Any] | None = None,
+    compile: bool = False,
     device: str = "auto",
+    devices: int | str | None = None,
     progress: bool = True,
     title: str = "",
 ) -> Result:
@@ -70,7 +73,7 @@ def fit(
         program: what generates the data; a module is trained in place.
         guide: what proposes the latent sites.
         data: a dictionary of site name -> tensor, array, masked array, ``(value, present)`` or
-            None.
+            None; or rows on disk, :class:`.Stored`, which are read ahead while a step computes.
         objective: the bound and its options; default :class:`EnumELBO`.  The result has a copy
             whose ``num_rows`` is that of the training rows.
         epochs: passes over the data, in total (those before a resume included).
@@ -101,7 +104,12 @@ def fit(
             (pretraining).
         decided_by: what else decides the numbers, by name, such as options that the program was
             made with: a resumed fit needs the same.
+        compile: stage the loss and its gradient and compile them, see :mod:`.staging`: 10 to 60
+            seconds once, then faster steps.  Where that cannot be done, a warning says why.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        devices: how many processes share each batch, one on each device, or ``"auto"``, one on each
+            GPU; see :mod:`.processes`.  Default: those that torchrun, SLURM or ``fabric run``
+            started, else one.  All of them call callbacks; the first one's answer counts.
         progress: show a progress bar and the sites.
         title: what the progress bar says.
 
@@ -133,49 +141,79 @@ def fit(
     visits = visits_of(train, repeat or {})
     for part in (train,) if held_out is None else (train, held_out):
         plan = p.pairing.plan(part[:batch_size])
-        for first in range(0, len(part), 4096):
-            check_values(plan, part[first : first + 4096])
+        check_rows(plan, part)
     with torch.no_grad():
         objective.explain(p, q, train[:batch_size])  # runs both halves once; not on all rows
         result.sites = objective.explain(p, q, train)
-    fabric = Fabric(accelerator=device, devices=1)
+    ranks = processes.start(device, devices)
+    fabric = ranks.fabric
     module = objective(p, q)
     names = {_name(n): x for n, x in module.named_parameters() if x.requires_grad}
     if not names:
         raise ValueError("neither the program nor the guide has a parameter to train")
 
-    with claim(folder, resume) as path:
-        going_on = path is not None and path.exists()
+    with ranks.claim(folder, resume) as (path, going_on):
         if start is not None and not going_on:
-            start()
+            with ranks.together():
+                start()
         parameters = list(names.values())
         make = optimizer or (lambda xs: torch.optim.Adam(xs, lr=lr, fused=True))
         engine = make(parameters)
         base_rates = [group["lr"] for group in engine.param_groups]
         schedules = {f"weight of {name}": schedule for name, schedule in (weights or {}).items()}
         schedules |= {} if lr_schedule is None else {"lr": lr_schedule}
-        settings = {} if path is None else settings_of(
+        settings = {} if path is None and ranks.size == 1 else settings_of(
             program, guide, objective, train, held_out, engine, batch_size=batch_size, clip=clip,
             seed=seed, repeat=repeat or {}, schedules=sorted(schedules), device=fabric.device.type,
-            others=decided_by or {},
+            others={
+                **(decided_by or {}), **({"compile": True} if compile else {}), **ranks.facts,
+                **mixing(train),
+            },
         )  # fmt: skip
+        ranks.same({**settings, **{n: list(x.shape) for n, x in names.items()}, "epochs": epochs})
         module, engine = fabric.setup(module, engine)
+        values = [*module.parameters(), *module.buffers()]
+        ranks.level(values)
         train, held_out = fabric.to_device(train), fabric.to_device(held_out)
         scheduled = {name: torch.ones((), device=fabric.device) for name in weights or {}}
         generator = torch.Generator().manual_seed(seed)
         state = State(
             path, result, engine, settings, list(names), schedules, generator,
-            lambda: evaluate(p, q, train[:32], objective)["bound"],
+            lambda: evaluate(p, q, train[:32], objective)["bound"], writes=ranks.first,
         )  # fmt: skip
-        bar = Bar(progress, title, "loss" if 0 in objective.weights.values() else "bound")
+        shown = "loss" if 0 in objective.weights.values() else "bound"
+        bar = Bar(progress and ranks.first, title, shown)
         guard = Guard(objective, p, q, names, rows, batch_size, state.describe, bar.say)
+        staged: Staged | None = None
+
+        def step_of(batches: Iterator[Batch], index: Tensor, share: float) -> Tensor:
+            """A step of the optimiser on this process' share of a batch; gives the whole's loss."""
+            if staged is not None and fabric.device.type == "cuda" and ranks.size == 1:
+                batch = next(batches)
+                check = functools.partial(guard.check, batch=batch, index=index)
+                return staged.step(batch, engine.optimizer, clip, check)
+            with ranks.step(parameters, share) as mine:
+                if len(index):
+                    batch = next(batches)
+                    if staged is None:
+                        mine.loss = module(batch)
+                        engine.zero_grad()
+                        fabric.backward(mine.loss)
+                    else:
+                        mine.loss = staged(batch)
+                    guard.check(mine.loss, batch, index)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(parameters, clip)
+            engine.step()
+            return mine.loss.detach()
 
         def run_epoch(epoch: int) -> float:
             """Visit all rows once; gives the mean loss."""
             total = torch.zeros((), device=fabric.device)
-            order = visits[torch.randperm(len(visits), generator=generator)].to(train.device)
-            pieces = order.split(batch_size)
-            for step, index in enumerate(pieces):
+            pieces = epoch_order(train, visits, generator).split(batch_size)
+            shares = [ranks.share(piece) for piece in pieces]
+            batches = reader.batches([index for index in shares if len(index)])
+            for step, (piece, index) in enumerate(zip(pieces, shares, strict=True)):
                 now = epoch + step / len(pieces)
                 if lr_schedule is not None:
                     for group, rate in zip(engine.param_groups, base_rates, strict=True):
@@ -183,17 +221,18 @@ def fit(
                 for name, schedule in (weights or {}).items():
                     scheduled[name].fill_(schedule(now))
                 guard.begin(epoch + 1, step + 1)
-                batch = train[index]
-                loss = module(batch)
-                engine.zero_grad()
-                fabric.backward(loss)
-                guard.check(loss, batch, index)
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(parameters, clip)
-                engine.step()
-                total += loss.detach() * len(index)
+                total += len(piece) * step_of(batches, index, len(index) / len(piece))
                 bar.step((epoch + (step + 1) / len(pieces)) / epochs)
             return float(total) / len(visits)
+
+        def figures(epoch: int, mean: float, started: float) -> Record:
+            """The record of an epoch."""
+            record = {"epoch": epoch + 1.0, "loss": mean}
+            record |= score(train if len(train) <= 1000 else train[:1000])
+            if held_out is not None:
+                record |= {f"val_{name}": value for name, value in score(held_out).items()}
+            guard.check_record(record)
+            return {**record, "seconds": time.perf_counter() - started}
 
         def score(batch: Batch) -> Record:
             """The bound of a batch, in slices of a step's size if there is no memory for more."""
@@ -205,24 +244,29 @@ def fit(
             return evaluate(p, q, batch, objective, batch_size=batch_size)
 
         unchecked, weighted = pyro.validation_enabled(False), _scheduled(objective, scheduled)
-        with seeded(seed), unchecked, weighted, guard, bar:
-            bar.say(title or "fit", *(f"  {line}" for line in result.sites))
+        with seeded(seed), unchecked, weighted, guard, bar, Reader(train) as reader:
+            bar.say(title or "fit", *(f"  {line}" for line in result.sites), *ranks.words)
             if going_on:
-                state.load(epochs)
-                result.stopped = result.stopped and _stop(result, callbacks, patience)
+                with ranks.together():
+                    state.load(epochs)
+                if result.stopped:
+                    result.stopped = ranks.each(lambda: _stop(result, callbacks, patience))
                 bar.say(f"going on after epoch {result.epoch}")
             else:
-                state.save()
+                with ranks.together():
+                    state.save()
+            if compile and result.epoch < epochs and not result.stopped:
+                some = torch.randperm(len(visits), generator=torch.Generator().manual_seed(seed))
+                example = train[ranks.share(visits[some[:batch_size]]).to(train.device)]
+                with ranks.together():
+                    staged = stage(objective, p, q, example)
+                bar.say(staged.describe())
             while result.epoch < epochs and not result.stopped:
                 epoch, started = result.epoch, time.perf_counter()
+                ranks.reseed(seed, epoch)
                 mean = run_epoch(epoch)
                 guard.begin(epoch + 1, 0)
-                record = {"epoch": epoch + 1.0, "loss": mean}
-                record |= score(train if len(train) <= 1000 else train[:1000])
-                if held_out is not None:
-                    record |= {f"val_{name}": value for name, value in score(held_out).items()}
-                guard.check_record(record)
-                record["seconds"] = time.perf_counter() - started
+                record = ranks.once(functools.partial(figures, epoch, mean, started))
                 result.history.append(record)
                 bar.show(epoch + 1, epochs, record)
                 better = record.get("val_bound", -mean)
@@ -230,9 +274,11 @@ def fit(
                     state.best_score, result.best_epoch = better, epoch + 1
                     if held_out is not None:
                         state.keep_best()
-                result.stopped = _stop(result, callbacks, patience)
+                result.stopped = ranks.each(lambda: _stop(result, callbacks, patience))
+                ranks.level(values)
                 if epoch + 1 == epochs or result.stopped or (epoch + 1) % save_every == 0:
-                    state.save()
+                    with ranks.together():
+                        state.save()
     if state.best:
         checkpoint.unpack_modules(state.best, "the best state", program=program, guide=guide)
     return result

@@ -96,6 +96,7 @@ class State:
     best_score: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
     saved: int | None = None  # epoch
+    writes: bool = True  # of several processes one does
 
     @property
     def nets(self) -> dict[str, Any]:
@@ -117,6 +118,9 @@ class State:
     def save(self) -> None:
         """Write the checkpoint, if there is a folder."""
         if self.path is None:
+            return
+        if not self.writes:
+            self.saved = self.result.epoch
             return
         tensors, slots = checkpoint.pack_optimizer(self.engine)
         random = {"torch": torch.get_rng_state(), "order": self.generator.get_state()}

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pyrozoo.inference import Result
+from pyrozoo.inference import Result, processes
 from pyrozoo.inference.guarding import out_of_memory
 from pyrozoo.zoo import scoring
 from pyrozoo.zoo.baselines import check_clusters
@@ -164,19 +164,22 @@ def fit_spec(
     **fit_options: Any,
 ) -> tuple[Model, Result, Task, dict[str, float]]:
     """Load, create, fit and score one seed of a specification."""
-    task = make_task(spec["data"], spec["method"], seed, root)
-    if progress:
-        for line in task.summary:
-            Console(stderr=True).print(line, highlight=False, markup=False)
-    model = make(spec, task, seed)
-    if isinstance(clusters := model.options.get("num_clusters"), int):
-        check_clusters(clusters, len(task.train))
     settings = {**spec.get("fit", {}), **fit_options}
+    ranks = processes.start(settings.get("device", "auto"), settings.get("devices"))
+    with ranks.together():
+        task = make_task(spec["data"], spec["method"], seed, root)
+        if progress and ranks.first:
+            for line in task.summary:
+                Console(stderr=True).print(line, highlight=False, markup=False)
+        model = make(spec, task, seed)
+        if isinstance(clusters := model.options.get("num_clusters"), int):
+            check_clusters(clusters, len(task.train))
     start = spec.get("start") if model.start is not None else None
     began = time.perf_counter()
     result = model.fit(task.train, seed=seed, progress=progress, start=start, **settings)
     seconds = time.perf_counter() - began
-    figures = {**scoring.score(result, task), "bound": result.history[-1]["bound"]}
+    scores = scoring.score(result, task) if ranks.first else {}
+    figures = {**scores, "bound": result.history[-1]["bound"]}
     return model, result, task, {**figures, "seconds": seconds}
 
 
@@ -187,21 +190,28 @@ def run(
     seed: int = 0,
     root: str | None = None,
     device: str = "auto",
+    devices: int | str | None = None,
     resume: bool = False,
     progress: bool = True,
     make: Callable[[Spec, Task, int], Model] = make_model,
     command: str = "",
 ) -> dict[str, Any]:
-    """Train, compare with plain rivals, and leave a run folder (see :mod:`.folders`)."""
+    """Train, compare with plain rivals, and leave a run folder (see :mod:`.folders`).
+
+    Of several processes the first does all but the training.
+    """
     from pyrozoo.zoo import folders
 
     folders.check(folder)
     model, result, task, figures = fit_spec(
         spec, seed, root=root, progress=progress, make=make, folder=folder, resume=resume,
-        device=device, save_every=10,
+        device=device, devices=devices, save_every=10,
     )  # fmt: skip
+    if processes.rank():
+        return figures
     epochs = spec.get("start", {}).get("epochs")
-    everything = {**figures, **scoring.rivals(model, task, seed, epochs)}
+    with processes.alone():
+        everything = {**figures, **scoring.rivals(model, task, seed, epochs)}
     folders.store(
         folder, model, result, task, everything,
         {"spec": spec, "seed": seed, "command": command, "versions": versions()},

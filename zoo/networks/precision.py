@@ -29,8 +29,8 @@ def set_precision(net: nn.Module, precision: str) -> None:
             stacklevel=2,
         )
     for layers in net.modules():
-        if hasattr(layers, "precision"):
-            layers.precision = precision
+        if "precision" in layers.__dict__:
+            layers.__dict__["precision"] = precision
 
 
 def computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
