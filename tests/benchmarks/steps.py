@@ -1,143 +1,141 @@
-"""Time of one optimiser step: hand-written PyTorch, stock ``TraceEnum_ELBO`` and ``EnumELBO``.
+"""Time of one optimiser step: hand-written PyTorch, stock Pyro, and ours, eager and staged.
 
-    python tests/benchmarks/steps.py [--rounds 30] [--only VaDE]
+    python tests/benchmarks vade m2 small
 
-All three train copies of the same networks on the same rows with torch's fused Adam, in one process,
-taking turns, with validation switched off.  Printed are median milliseconds, and the median over
-rounds of the ratio to the rival in the same round, with its quartiles.
+All contestants train copies of the same networks on the same rows with torch's fused Adam, with
+validation switched off.  ``bf16`` is the networks in bfloat16 by torch's autocast; by hand, the whole
+loss runs under it.
 """
 
-import argparse
 import copy
-import statistics
-import sys
 import time
-from pathlib import Path
+import warnings
 
-import pyro
 import torch
+from measuring import Case, measure, stepper
+from models import m2, vade
 from pyro.infer import TraceEnum_ELBO
 
-from pyrozoo.guides import Amortized, Classifier, Sequential
-from pyrozoo.inference import Batch, EnumELBO
-from pyrozoo.zoo.clustering import VaDE
-from pyrozoo.zoo.semisupervised import M2
+from pyrozoo.inference import Batch
+from pyrozoo.inference.staging import stage
+from pyrozoo.zoo.networks import set_precision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import twins
+BF16 = ", bf16"
 
 
-def vade(rows, x_dim=784, hidden=(500, 500, 2000)):
-    program = VaDE(x_dim, 10, 10, hidden)
-    guide = Amortized(program, ["x"], hidden)
-    data = {"x": torch.rand(rows, x_dim)}
-
-    def hand(program, guide):
-        noise = torch.randn(rows, 10)
-        return -twins.vade(program, guide, data["x"], noise).mean()
-
-    return program, guide, data, hand
+def stock(model, program, guide, batch):
+    """The loss of ``TraceEnum_ELBO``, in nats per datum."""
+    module = TraceEnum_ELBO(max_plate_nesting=1)(*model.objective.pair(program, guide))
+    return lambda: module(batch) / len(batch)
 
 
-def m2(rows, labelled, x_dim=784, hidden=(500,)):
-    program = M2(x_dim, 10, 50, hidden)
-    parts = [Classifier(program, "y", ["x"], hidden), Amortized(program, ["x", "y"], hidden)]
-    guide = Sequential(*parts)
-    x, y, known = torch.rand(rows, x_dim), torch.randint(10, (rows,)), torch.arange(rows) % 2 == 0
-    data = {"x": x, "y": (y, known)} if labelled else {"x": x}
-    some = known if labelled else None
-
-    def hand(program, guide):
-        noise = torch.randn(rows, 50)
-        return -twins.m2(program, guide, x, noise, y if labelled else None, some, alpha=0.1).mean()
-
-    return program, guide, data, hand
+def pair(model, bf16=False):
+    """Copies of program and guide."""
+    program, guide = copy.deepcopy((model.program, model.guide))
+    if bf16:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "this processor has no bfloat16")
+            for net in (program, guide):
+                set_precision(net, "bf16")
+    return program, guide
 
 
-def contestants(program, guide, data, hand):
+def staged_step(model, batch, compile=True, bf16=False, lr=1e-4, say=print):
+    """A step of a copy of the model through one graph; ``say`` hears what it is."""
+    program, guide = pair(model, bf16)
+    started = time.perf_counter()
+    staged = stage(model.objective, program, guide, batch, compile=compile)
+    took = time.perf_counter() - started
+    say(f"{model.name}{BF16 if bf16 else ''}: {staged.describe()}, made in {took:.1f} s")
+    optimizer = torch.optim.Adam([*program.parameters(), *guide.parameters()], lr=lr, fused=True)
+    return lambda: staged.step(batch, optimizer)
+
+
+def by_hand(model, loss, compile=False, autocast=False):
+    program, guide = pair(model)
+    run = torch.compile(loss, dynamic=False) if compile else loss
+
+    def value():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return run(program, guide, model.data)
+
+    return stepper(value, program, guide)
+
+
+def eager(model, batch):
+    program, guide = pair(model)
+    module = model.objective(program, guide)
+    return stepper(lambda: module(batch), program, guide)
+
+
+def contestants(model, compile=True, bf16=False, compiled_by_hand=True, pyro=True, say=print):
     """Name -> a function that does one step."""
-    batch = Batch.of(data).to(dtype=torch.float32)
-    objective = EnumELBO(observed_guide_weights={"y": 0.1} if "y" in data else None)
-
-    def by_hand(p, q):
-        return lambda: hand(p, q)
-
-    def stock(p, q):
-        module = TraceEnum_ELBO(max_plate_nesting=1)(*objective.pair(p, q))
-        return lambda: module(batch) / len(batch)
-
-    def ours(p, q):
-        module = objective(p, q)
-        return lambda: module(batch)
-
-    makers = {"by hand": by_hand, "TraceEnum_ELBO": stock, "EnumELBO": ours}
-    return {name: stepper(make, *copy.deepcopy((program, guide))) for name, make in makers.items()}
-
-
-def stepper(make, program, guide):
-    """One step of torch's fused Adam on the loss that ``make`` returns."""
-    loss = make(program, guide)
-    parameters = [*program.parameters(), *guide.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=1e-4, fused=True)
-
-    def step():
-        optimiser.zero_grad(set_to_none=True)
-        loss().backward()
-        optimiser.step()
-
-    return step
+    batch = Batch.of(model.data).to(dtype=torch.float32)
+    found = {}
+    precisions = ("", BF16) if bf16 else ("",)
+    for name, loss in model.by_hand.items():
+        for precision in precisions:
+            autocast = bool(precision)
+            found[name + precision] = by_hand(model, loss, autocast=autocast)
+            if compile and compiled_by_hand:
+                full = f"{name}, torch.compile{precision}"
+                found[full] = by_hand(model, loss, True, autocast)
+    if pyro:
+        program, guide = pair(model)
+        found["TraceEnum_ELBO"] = stepper(stock(model, program, guide, batch), program, guide)
+    found["EnumELBO"] = eager(model, batch)
+    for precision in precisions:
+        found["staged" + precision] = staged_step(model, batch, compile, bool(precision), say=say)
+    return found
 
 
-def measure(steps, rounds, warm_up=3):
-    """Milliseconds of every step, by name, the contestants taking turns in a rotating order."""
-    times = {name: [] for name in steps}
-    names = list(steps)
-    for i in range(warm_up + rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            steps[name]()
-            if i >= warm_up:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+def case(model, options, ratios, usual=40, inner=1, **choices):
+    notes = []
+    torch.manual_seed(0)
+    steps = contestants(model, options.compile, say=notes.append, **choices)
+    if choices.get("bf16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        notes.append("this processor has no bfloat16 units")
+    times = measure(steps, options.times(usual), warm_up=5, inner=1 if options.tiny else inner)
+    return Case(model.name, "ms a step", times, ratios, notes=notes)
 
 
-def ratio(times, name, rival):
-    """The ratio in each round: median and quartiles."""
-    ratios = [a / b for a, b in zip(times[name], times[rival], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return middle, low, high
+def vade_steps(options):
+    """VaDE, 784-500-500-2000-10."""
+    ratios = [
+        ("staged", "by hand", 0.90),
+        ("staged, bf16", "by hand", 0.65),
+        ("staged", "by hand, torch.compile", 1.05),
+        ("staged, bf16", "by hand, torch.compile, bf16", None),
+        ("EnumELBO", "by hand", None),
+        ("EnumELBO", "TraceEnum_ELBO", None),
+    ]
+    for rows in (7,) if options.tiny else (256, 1024):
+        model = vade(rows, (8,), 3, 12) if options.tiny else vade(rows)
+        yield case(model, options, ratios, bf16=True)
 
 
-def report(title, times):
-    cells = [f"{statistics.median(times[name]):8.2f}" for name in times]
-    for rival in ("TraceEnum_ELBO", "by hand"):
-        cells.append("{:.3f} ({:.3f}..{:.3f})".format(*ratio(times, "EnumELBO", rival)))
-    print(f"{title:28s}" + "  ".join(cells), flush=True)
+def m2_steps(options):
+    """M2, 784-500-50, 10 classes, without labels and with half of them."""
+    ratios = [
+        ("staged", "by hand, x repeated", 0.6),
+        ("staged", "by hand, x repeated, torch.compile", None),
+        ("staged", "by hand", None),
+        ("EnumELBO", "by hand, x repeated", None),
+        ("EnumELBO", "TraceEnum_ELBO", None),
+    ]
+    sizes = (8, (8,), 3, 12, 4) if options.tiny else (200,)
+    yield case(m2(*sizes), options, ratios)
+    half = m2(*sizes, labelled=True)
+    yield case(half, options, ratios, compiled_by_hand=False)
 
 
-def main(rounds=30, only="", tiny=False):
-    sizes = {"x_dim": 12, "hidden": (8,)} if tiny else {}
-    cases = {f"VaDE, batch {n}": lambda n=n: vade(n, **sizes) for n in (100, 256, 1024)}
-    cases |= {
-        "M2, batch 200, no labels": lambda: m2(200, False, **sizes),
-        "M2, batch 200, half labelled": lambda: m2(200, True, **sizes),
-    }
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; median ms a step")
-    print(f"{'':28s} by hand  TraceEnum  EnumELBO  EnumELBO / TraceEnum   EnumELBO / by hand")
-    results = {}
-    with pyro.validation_enabled(False):
-        for title, make in cases.items():
-            if only in title:
-                torch.manual_seed(0)
-                results[title] = measure(contestants(*make()), rounds)
-                report(title, results[title])
-    return results
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks: Python time alone")
-    options = parser.parse_args()
-    main(options.rounds, options.only, options.tiny)
+def small_steps(options):
+    """VaDE, 784-128-16, batch 64: the overhead rules."""
+    model = vade(7, (8,), 3, 12) if options.tiny else vade(64, (128,), 16)
+    ratios = [
+        ("staged", "by hand", 0.8),
+        ("staged", "by hand, torch.compile", None),
+        ("EnumELBO", "by hand", None),
+        ("EnumELBO", "TraceEnum_ELBO", None),
+    ]
+    yield case(model, options, ratios, usual=40, inner=10)
