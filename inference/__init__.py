@@ -3,10 +3,14 @@
 from pyrozoo.inference import metrics, schedules
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.evidence import log_evidence
 from pyrozoo.inference.fit import fit
 from pyrozoo.inference.observing import Observed, observe, pair, register
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
 from pyrozoo.inference.result import Result, evaluate
+from pyrozoo.inference.seeds import fit_seeds
+from pyrozoo.inference.staging import Staged, stage
+from pyrozoo.inference.stored import Stored
 from pyrozoo.inference.subsets import SubsetELBO
 
 __all__ = [
@@ -14,9 +18,13 @@ __all__ = [
     "EnumELBO",
     "Observed",
     "Result",
+    "Staged",
+    "Stored",
     "SubsetELBO",
     "evaluate",
     "fit",
+    "fit_seeds",
+    "log_evidence",
     "metrics",
     "observe",
     "pair",
@@ -25,4 +33,5 @@ __all__ = [
     "register",
     "responsibilities",
     "schedules",
+    "stage",
 ]

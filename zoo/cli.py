@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,9 @@ Root = Annotated[
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Devices = Annotated[
+    str | None, typer.Option(help="Processes, one on each device: a number, or auto.")
+]
 Data = Annotated[
     str, typer.Option(help="digits, mnist, fashion_mnist, wine, breast_cancer; or a file.")
 ]
@@ -127,12 +131,18 @@ def train(
     ] = None,
     data_root: Root = None,
     device: Device = "auto",
+    devices: Devices = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps: seconds once, then faster.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
 ) -> None:
     """Fit a method to data, compare it with plain rivals, and write a report.
 
-    Data are a bundled set by name, or a file: .csv, .parquet, .npz or .h5ad.
+    Data are a bundled set by name, or a file: .csv, .parquet, .npz or .h5ad; or .npy, .h5, .hdf5
+    or .zarr, of which many rows are read from disk during the fit.
     """
+    from pyrozoo.inference import processes
     from pyrozoo.zoo import own, runs
 
     source = _source(data, label, view, column, drop, index)
@@ -146,14 +156,16 @@ def train(
     spec = runs.with_overrides(
         spec,
         data={"labels": _count(labels), "missing": missing, "hidden": hidden, "test": test},
-        fit={"epochs": epochs, "batch_size": batch_size, "lr": lr},
+        fit={"epochs": epochs, "batch_size": batch_size, "lr": lr, "compile": compile or None},
         options=_assignments(settings, "--set"),
     )
     figures = runs.run(
-        spec, folder, seed=seed, root=data_root, device=device, resume=resume,
-        make=own.maker(cls) if cls else runs.make_model,
+        spec, folder, seed=seed, root=data_root, device=device, devices=_devices(devices),
+        resume=resume, make=own.maker(cls) if cls else runs.make_model,
         command=" ".join(["pyrozoo", *sys.argv[1:]]),
     )  # fmt: skip
+    if processes.rank():
+        return
     _print_figures(method, title, figures)
     _say("run folder  ", folder)
     _say("report      ", folder / "report.html")
@@ -241,6 +253,7 @@ def sweep(
     """Choose the number of clusters: held-out bound, and agreement between seeds."""
     from pyrozoo.zoo import runs, sweeps
 
+    _check_alone("sweep")
     source = _source(data, label, view, column, drop, index)
     title = Path(data).stem if "file" in source else data
     folder = out or Path("runs") / f"sweep-{name}-{title}-{option}"
@@ -267,6 +280,7 @@ def reproduce(
     """Run an experiment over seeds and store mean, sd and each seed's figures."""
     from pyrozoo.zoo import reproduction, runs
 
+    _check_alone("reproduce")
     if not name:
         for experiment in runs.experiments():
             console.print(experiment, highlight=False)
@@ -288,6 +302,34 @@ def results(
     console.print(reproduction.table(reproduction.stored()))
     if readme is not None:
         reproduction.write_readme(readme)
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Works, or 'all'; without any, they are listed.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Turns of each contestant.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="And cores; default: all.", min=1)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Store the results.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Only see that they run.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print what is stored.")] = False,
+    data_root: Root = None,
+) -> None:
+    """Measure speed and memory against named rivals, in a checkout of the repository."""
+    folder = Path(__file__).resolve().parents[1] / "tests" / "benchmarks"
+    if not (folder / "__main__.py").is_file():
+        errors.print(
+            "[bold red]error:[/bold red] the benchmarks come with a checkout of the repository,"
+            " not with the installed package",
+            highlight=False,
+        )
+        raise typer.Exit(2)
+    given = {"rounds": rounds, "threads": threads, "json": json_file, "data-root": data_root}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    flags = [f"--{name}" for name, wanted in (("tiny", tiny), ("table", table)) if wanted]
+    command = [sys.executable, str(folder), *(names or []), *options, *flags]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 # ---- helpers -------------------------------------------------------------------------------------
@@ -391,6 +433,14 @@ def _count(labels: str | None) -> int | str | None:
     return int(labels)
 
 
+def _devices(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--devices is a number from 1, or 'auto', got {text!r}")
+    return int(text)
+
+
 def _values(text: str) -> list[Any]:
     """``2-5`` or ``2,3,8``."""
     first, dash, last = text.partition("-")
@@ -471,13 +521,28 @@ def _draw(program: Any, path: Path) -> None:
 EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
+def _said_by_another(error: BaseException) -> bool:
+    """Whether another process of this fit prints the same error."""
+    from pyrozoo.inference import processes
+
+    return processes.rank() > 0 and processes.told(error)
+
+
+def _check_alone(command: str) -> None:
+    from pyrozoo.inference import processes
+
+    if processes.running() is not None:
+        raise ValueError(f"pyrozoo {command} runs in one process")
+
+
 def main() -> None:
     """Run the command; expected errors are one line, without a traceback."""
     try:
         app()
     except EXPECTED as error:
-        text = str(error) or type(error).__name__
-        errors.print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False)
+        if not _said_by_another(error):
+            text = str(error) or type(error).__name__
+            errors.print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False)
         raise SystemExit(1) from None
 
 

@@ -8,6 +8,7 @@ which held-out rows belong together (adjusted Rand index; Hubert and Arabie, "Co
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import statistics
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import adjusted_rand_score
 
-from pyrozoo.inference import plots
+from pyrozoo.inference import Batch, Result, fit_seeds, plots
 from pyrozoo.zoo import runs
 from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.catalogue import method
@@ -43,8 +44,9 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Fit every value of an option with every seed, and store ``sweep.json`` and ``sweep.png``.
 
-    What the folder already has is not fitted again.  The held-out rows, a fifth, are the same for
-    all.
+    What the folder already has is not fitted again; the seeds of a value are fitted at once where
+    that is faster (:func:`pyrozoo.inference.fit_seeds`).  The held-out rows, a fifth, are the same
+    for all.
 
     Args:
         spec: a specification, see :mod:`.runs`.
@@ -79,10 +81,11 @@ def sweep(
     plan = {"spec": json.loads(json.dumps(spec)), "option": option}
     fits = _stored(path, plan) if path.exists() else {}
     folder.mkdir(parents=True, exist_ok=True)
-    for value, seed in itertools.product(values, range(seeds)):
-        key = f"{json.dumps(value)} seed {seed}"
-        if key not in fits:
-            fits[key] = _fit(spec, option, value, seed, root, progress, device)
+    for value in values:
+        keys = {f"{json.dumps(value)} seed {seed}": seed for seed in range(seeds)}
+        if missing := {key: seed for key, seed in keys.items() if key not in fits}:
+            found = _fit(spec, option, value, list(missing.values()), root, progress, device)
+            fits |= dict(zip(missing, found, strict=True))
             write_json(path, {**plan, "fits": fits, "summary": []})
     records = [
         _record(v, [fits[f"{json.dumps(v)} seed {s}"] for s in range(seeds)]) for v in values
@@ -118,8 +121,15 @@ def best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _fit(
-    spec: runs.Spec, option: str, value: Any, seed: int, root: str | None, show: bool, device: str
-) -> dict[str, Any]:
+    spec: runs.Spec,
+    option: str,
+    value: Any,
+    seeds: Sequence[int],
+    root: str | None,
+    show: bool,
+    device: str,
+) -> list[dict[str, Any]]:
+    """Fit some seeds, small models all at once; gives held-out bound and clusters of each."""
     whole = make_task(spec["data"], spec["method"], 0, root)
     order = np.random.default_rng(0).permutation(len(whole.train))
     count = max(1, round(HELD_OUT * len(order)))
@@ -128,13 +138,34 @@ def _fit(
         rest, whole.labels[np.sort(order[count:])], held, whole.labels[np.sort(order[:count])],
         schema=whole.schema, likelihoods=whole.likelihoods,
     )  # fmt: skip
-    model = runs.make_model(runs.with_overrides(spec, options={option: value}), task, seed)
+    chosen = runs.with_overrides(spec, options={option: value})
+    models = {seed: runs.make_model(chosen, task, seed) for seed in seeds}
+    model = models[seeds[0]]
     if isinstance(clusters := model.options.get("num_clusters"), int):
         check_clusters(clusters, len(rest))
     start = spec.get("start") if model.start is not None else None
-    result = model.fit(
-        task.train, seed=seed, progress=show, start=start, device=device, **spec.get("fit", {})
-    )
+    settings = {"device": device, **spec.get("fit", {})}
+
+    def pretrain(seed: int, *_: Any) -> None:
+        if (begin := models[seed].start) is not None:
+            where = {name: settings[name] for name in ("compile", "device") if name in settings}
+            begin(rest, seed=seed, progress=show, **where, **(start or {}))
+
+    if {*model.settings, *settings} <= inspect.signature(fit_seeds).parameters.keys():
+        results = fit_seeds(
+            lambda seed: (models[seed].program, models[seed].guide), rest, seeds=seeds,
+            objective=model.objective, start=pretrain, progress=show, title=spec["method"],
+            **{**model.settings, **settings},
+        )  # fmt: skip
+    else:
+        results = [
+            m.fit(rest, seed=seed, progress=show, start=start, **settings)
+            for seed, m in models.items()
+        ]
+    return [_figures(result, held) for result in results]
+
+
+def _figures(result: Result, held: Batch) -> dict[str, Any]:
     found: dict[str, Any] = {"bound": result.evaluate(held, PARTICLES)["bound"]}
     if any(line.startswith("y: ") for line in result.sites):
         found["clusters"] = result.responsibilities(held, seed=0).argmax(1).tolist()

@@ -1,0 +1,249 @@
+"""The seeds of :func:`.fit_seeds` that are fitted at once, and their loop."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from pyrozoo.inference import checkpoint
+from pyrozoo.inference.batch import Batch, Data
+from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.fit import _name, _stop
+from pyrozoo.inference.guarding import Guard
+from pyrozoo.inference.loading import check_rows
+from pyrozoo.inference.modes import seeded
+from pyrozoo.inference.observing import Net
+from pyrozoo.inference.progress import Bar
+from pyrozoo.inference.result import Record, Result, evaluate
+from pyrozoo.inference.rows import epoch_order, hold_out, visits_of
+from pyrozoo.inference.schedules import Schedule
+from pyrozoo.inference.staging import Staged
+from pyrozoo.inference.together import NotCompiled, NotTraced, Together
+
+
+@dataclass
+class Member:
+    """One of the seeds."""
+
+    seed: int
+    result: Result
+    staged: Staged
+    rows: Tensor  # numbers of its training rows in the data
+    visits: Tensor  # which of them are visited in an epoch
+    sample: Batch  # training rows that the bound of an epoch is taken of
+    held_out: Batch | None
+    guard: Guard
+    order: Generator
+    draws: Generator
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = -math.inf
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of :func:`.fit_seeds` that all seeds share."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_schedule: Schedule | None
+    weights: Mapping[str, Schedule]
+    scheduled: Mapping[str, Tensor]  # the weights as the objective has them
+    clip: float | None
+    patience: int | None
+    callbacks: Sequence[Callable[[Result], bool | None]]
+    compile: bool
+
+
+def member(
+    seed: int,
+    program: Net,
+    guide: Net,
+    whole: Batch,
+    objective: EnumELBO,
+    batch_size: int,
+    repeat: Mapping[str, int],
+    validation: Data | float | None,
+) -> Member:
+    """A seed, with its rows checked as in a fit of its own.
+
+    Raises:
+        ValueError: data, sites or options do not fit.
+    """
+    p, q = objective.pair(program, guide)
+    result = Result(program, guide, objective, objective.inputs)
+    train, held_out, rows = hold_out(p.pairing.prepare(whole), validation, p.pairing, seed)
+    if len(train) == 0:
+        raise ValueError("there are no rows to fit")
+    objective.num_rows = objective.num_rows or len(train)
+    visits = visits_of(train, repeat)
+    if held_out is not None:
+        held_out = held_out.to(whole.device)
+    for part in (train,) if held_out is None else (train, held_out):
+        check_rows(p.pairing.plan(part[:batch_size]), part)
+    with torch.no_grad():
+        objective.explain(p, q, train[:batch_size])  # runs both halves once; not on all rows
+        result.sites = objective.explain(p, q, train)
+    staged = Staged(objective, p, q, compile=False)
+    names = {_name(n): x for n, x in staged.module.named_parameters() if x.requires_grad}
+    if not names:
+        raise ValueError("neither the program nor the guide has a parameter to train")
+    guard = Guard(
+        objective, p, q, names, rows, batch_size, lambda: "no checkpoint is kept", lambda _: None
+    )
+    guard.first = False  # what it would look for now is looked for by the tracer
+    order, draws = Generator().manual_seed(seed), Generator(whole.device).manual_seed(seed)
+    sample = train if len(train) <= 1000 else train[:1000]
+    return Member(seed, result, staged, rows, visits, sample, held_out, guard, order, draws)
+
+
+def at_once(team: Sequence[Member], whole: Batch, batch_size: int) -> Together:
+    """The steps of all seeds as one graph.
+
+    Raises:
+        ValueError, NotTraced: as :class:`.Together`.
+    """
+    if len({len(m.visits) for m in team}) > 1:
+        raise NotTraced("of rows that are repeated, the seeds hold out more or fewer")
+    batches = []
+    for m in team:
+        some = torch.randperm(len(m.visits), generator=Generator().manual_seed(m.seed))
+        batches.append(whole[m.rows[m.visits[some[:batch_size]]]])
+    steps = Together([m.staged for m in team], batches, [m.seed for m in team])
+    if steps.layout.coupled and len(team[0].visits) % len(batches[0]):
+        raise NotTraced("a layer couples the rows of a batch, and the last batch is smaller")
+    return steps
+
+
+def run(
+    team: Sequence[Member], whole: Batch, steps: Together, training: Training, bar: Bar
+) -> None:
+    """Fit all seeds; each stops when a fit of its own would.
+
+    Raises:
+        FloatingPointError, RuntimeError: see :func:`.fit_seeds`.
+    """
+    epochs, lead = training.epochs, team[0].guard
+    lead.say = bar.say
+    with bar, lead, steps:
+        engine = torch.optim.Adam(steps.parameters, lr=training.lr, fused=True)
+        bar.say(*(f"  {line}" for line in team[0].result.sites))
+        if training.compile:
+            try:
+                steps.compile()
+            except NotCompiled as error:
+                warnings.warn(f"not compiled: {error}", stacklevel=3)
+        bar.say(f"{len(team)} seeds at once, {steps.describe()}")
+        for epoch in range(epochs):
+            began = time.perf_counter()
+            if (seed := steps.changed()) is not None:
+                raise RuntimeError(
+                    f"seed {seed}: a number in a module, or an option of the objective, was changed"
+                    " during the fit; fit_seeds(..., together=False) allows it"
+                )
+            means = _epoch(team, whole, steps, engine, training, bar, epoch)
+            running = [i for i, m in enumerate(team) if not m.result.stopped]
+            lead.begin(epoch + 1, 0)
+            found = [_figures(team[i], epoch, means[i]) for i in running]
+            seconds = (time.perf_counter() - began) / len(running)
+            bar.show(
+                epoch + 1, epochs, {k: sum(r[k] for r in found) / len(found) for k in found[0]}
+            )
+            for i, record in zip(running, found, strict=True):
+                if _finish(team[i], {**record, "seconds": seconds}, training):
+                    steps.release(i)
+            if all(m.result.stopped for m in team):
+                break
+    for m in team:
+        if m.best:
+            program, guide = m.result.program, m.result.guide
+            checkpoint.unpack_modules(m.best, "the best state", program=program, guide=guide)
+
+
+def _epoch(
+    team: Sequence[Member],
+    whole: Batch,
+    steps: Together,
+    engine: torch.optim.Optimizer,
+    training: Training,
+    bar: Bar,
+    epoch: int,
+) -> list[float]:
+    """Visit all rows once; gives the mean loss of each seed."""
+    orders = [m.rows[epoch_order(m.sample, m.visits, m.order).cpu()] for m in team]
+    pieces = torch.stack(orders).to(whole.device).split(training.batch_size, 1)
+    total = torch.zeros(len(team), device=whole.device)
+    draws = [m.draws for m in team]
+    for number, index in enumerate(pieces):
+        now = epoch + number / len(pieces)
+        if training.lr_schedule is not None:
+            for group in engine.param_groups:
+                group["lr"] = training.lr * training.lr_schedule(now)
+        for name, schedule in training.weights.items():
+            training.scheduled[name].fill_(schedule(now))
+        team[0].guard.epoch, team[0].guard.step = epoch + 1, number + 1
+        before = [g.get_state() for g in draws]
+        losses, squares = steps.gradients(whole, index, draws)
+        if not bool((losses + squares).isfinite().all()):
+            for i, m in enumerate(team):
+                if not m.result.stopped:
+                    steps.gradients_of(i)
+                    _check(m, losses[i], whole[index[i]], index[i], before[i], epoch, number)
+        if training.clip is not None:
+            factors = (training.clip / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+            for x in steps.parameters:
+                if x.grad is not None:
+                    x.grad.mul_(factors.reshape(-1, *[1] * (x.dim() - 1)))
+        engine.step()
+        total += losses * index.shape[1]
+        bar.step((epoch + (number + 1) / len(pieces)) / training.epochs)
+    return [float(x) / len(orders[0]) for x in total]
+
+
+def _check(
+    m: Member, loss: Tensor, batch: Batch, rows: Tensor, random: Tensor, epoch: int, number: int
+) -> None:
+    """Say what is not finite in a step of a seed, which is looked at again on its own."""
+    with seeded(0):
+        (torch.cuda if loss.is_cuda else torch).set_rng_state(random)
+        m.guard.begin(epoch + 1, number + 1)
+    local = torch.full((int(m.rows.max()) + 1,), -1).index_put((m.rows,), torch.arange(len(m.rows)))
+    try:
+        m.guard.check(loss, batch, local[rows.cpu()])
+    except FloatingPointError as error:
+        raise FloatingPointError(f"seed {m.seed}: {error}") from error
+
+
+def _figures(m: Member, epoch: int, mean: float) -> Record:
+    """The record of an epoch but for its time."""
+    program, guide, objective = m.result.program, m.result.guide, m.result.objective
+    record = {"epoch": epoch + 1.0, "loss": mean}
+    record |= evaluate(program, guide, m.sample, objective)
+    if m.held_out is not None:
+        found = evaluate(program, guide, m.held_out, objective)
+        record |= {f"val_{name}": value for name, value in found.items()}
+    m.guard.begin(epoch + 1, 0)
+    try:
+        m.guard.check_record(record)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"seed {m.seed}: {error}") from error
+    return record
+
+
+def _finish(m: Member, record: Record, training: Training) -> bool:
+    """Note an epoch; whether it was the last."""
+    result = m.result
+    result.history.append(record)
+    better = record.get("val_bound", -record["loss"])
+    if better > m.best_score:
+        m.best_score, result.best_epoch = better, result.epoch
+        if m.held_out is not None:
+            m.best = {k: v.detach().clone() for k, v in result.parameters.items()}
+    result.stopped = _stop(result, training.callbacks, training.patience)
+    return bool(result.stopped)
