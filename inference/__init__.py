@@ -1,17 +1,18 @@
 """Inference: batches, observing, objectives, fitting, posteriors, metrics, reports."""
 
-from pyrozoo.inference import metrics, schedules
+from pyrozoo.inference import metrics
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.subsets import SubsetELBO
+from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.evidence import log_evidence
-from pyrozoo.inference.fit import fit
 from pyrozoo.inference.observing import Observed, observe, pair, register
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
-from pyrozoo.inference.result import Result, evaluate
-from pyrozoo.inference.seeds import fit_seeds
-from pyrozoo.inference.staging import Staged, stage
-from pyrozoo.inference.stored import Stored
-from pyrozoo.inference.subsets import SubsetELBO
+from pyrozoo.inference.seeds.fit_seeds import fit_seeds
+from pyrozoo.inference.staging.staged import Staged, stage
+from pyrozoo.inference.training import checkpoint, processes, schedules
+from pyrozoo.inference.training.fit import fit
+from pyrozoo.inference.training.result import Result, evaluate
 
 __all__ = [
     "Batch",
@@ -21,6 +22,7 @@ __all__ = [
     "Staged",
     "Stored",
     "SubsetELBO",
+    "checkpoint",
     "evaluate",
     "fit",
     "fit_seeds",
@@ -30,6 +32,7 @@ __all__ = [
     "pair",
     "posterior",
     "predict",
+    "processes",
     "register",
     "responsibilities",
     "schedules",

@@ -30,15 +30,15 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.contract import Factor, add, components, contract
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.contract import Factor, add, components, contract
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.terms import Terms, run, sample_sites, take_apart
 from pyrozoo.inference.graph import innermost
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.reading import read_count
 from pyrozoo.inference.running import slices
-from pyrozoo.inference.terms import Terms, run, sample_sites, take_apart
-from pyrozoo.inference.tracing import NotCompiled, Traced, agree, compile_graph, draw
+from pyrozoo.inference.staging.tracing import NotCompiled, Traced, agree, compile_graph, draw
 
 ELEMENTS = {"cpu": 2**21}  # of the widest tensor: small enough for a processor's cache
 ELEMENTS_ELSEWHERE = 2**26

@@ -20,15 +20,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.contract import Factor, add, expectations, sum_out
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.contract import Factor, add, expectations, sum_out
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
 from pyrozoo.inference.evidence import log_weights
 from pyrozoo.inference.graph import DATA, Site, innermost
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.reading import read_count
 from pyrozoo.inference.running import observed_until, slices, touching, until
-from pyrozoo.inference.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
 
 
 def responsibilities(

@@ -11,12 +11,12 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan, check_shapes, check_values
 from pyrozoo.inference.reading import read_count
-from pyrozoo.inference.stored import Stored
 
 
 def slices(

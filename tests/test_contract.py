@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from pyrozoo.inference.contract import Factor, components, contract, expectations, spread
+from pyrozoo.inference.bounds.contract import Factor, components, contract, expectations, spread
 
 DATA, INNER, OTHER = -1, -2, -3  # plates; enumerated dims lie to the left
 ROWS, SENSORS = 3, 2

@@ -12,7 +12,7 @@ from torch import nn
 
 from pyrozoo.guides import Amortized, Classifier, Mean, Sequential
 from pyrozoo.inference import Batch, EnumELBO
-from pyrozoo.inference.kl import closed_form_sites
+from pyrozoo.inference.bounds.kl import closed_form_sites
 from pyrozoo.zoo.clustering import VaDE
 
 ROWS = 7

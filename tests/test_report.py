@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
-from pyrozoo.inference import EnumELBO, Result, cards, fit, metrics, plots, report
+from pyrozoo.inference import EnumELBO, Result, fit, metrics
+from pyrozoo.inference.reports import cards, plots, report
 from pyrozoo.zoo import datasets
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.multimodal import MVAE

@@ -13,10 +13,11 @@ from torch import nn
 
 from pyrozoo import zoo
 from pyrozoo.guides import Amortized, Part, Sequential
-from pyrozoo.inference import Batch, EnumELBO, fit, fit_seeds, schedules, staging
-from pyrozoo.inference import seeds as module
-from pyrozoo.inference.staging import Staged
-from pyrozoo.inference.together import NotTraced, Together
+from pyrozoo.inference import Batch, EnumELBO, fit, fit_seeds, schedules
+from pyrozoo.inference.seeds import fit_seeds as module
+from pyrozoo.inference.seeds.together import NotTraced, Together
+from pyrozoo.inference.staging import staged as staging
+from pyrozoo.inference.staging.staged import Staged
 
 QUIET = {"progress": False, "lr": 0.02}
 
@@ -33,7 +34,7 @@ def _double():
 def uncompiled(monkeypatch):
     """What ``fit(compile=True)`` stages is not compiled."""
     make = functools.partial(staging.stage, compile=False)
-    monkeypatch.setattr(sys.modules["pyrozoo.inference.fit"], "stage", make)
+    monkeypatch.setattr(sys.modules["pyrozoo.inference.training.fit"], "stage", make)
 
 
 def check(found, make, data, rtol=1e-9, **options):

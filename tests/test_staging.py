@@ -15,9 +15,9 @@ from torch import nn
 from pyrozoo import zoo
 from pyrozoo.guides import Amortized, Classifier, Part, Sequential
 from pyrozoo.inference import Batch, EnumELBO, SubsetELBO, fit, schedules, stage
-from pyrozoo.inference.capture import Captured, capturable
-from pyrozoo.inference.staging import MOST_GRAPHS
-from pyrozoo.inference.tracing import Traced
+from pyrozoo.inference.staging.capture import Captured, capturable
+from pyrozoo.inference.staging.staged import MOST_GRAPHS
+from pyrozoo.inference.staging.tracing import Traced
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.networks import Decoder, batched
 from pyrozoo.zoo.semisupervised import M2

@@ -18,9 +18,9 @@ import zarr
 
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import Batch, EnumELBO, Stored, evaluate, fit, predict, responsibilities
-from pyrozoo.inference.facts import fingerprint
-from pyrozoo.inference.loading import Reader
-from pyrozoo.inference.rows import block_order, epoch_order
+from pyrozoo.inference.disk.loading import Reader
+from pyrozoo.inference.training.facts import fingerprint
+from pyrozoo.inference.training.rows import block_order, epoch_order
 from pyrozoo.zoo import tables
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.tasks import make_task
@@ -402,7 +402,7 @@ def test_other_rows_are_noticed_on_going_on(tmp_path, stored):
 @pytest.mark.parametrize("entries", [50, 2**24])
 @pytest.mark.parametrize("kind", MASKS)
 def test_the_fingerprint_is_that_of_memory(monkeypatch, kind, entries):
-    monkeypatch.setattr("pyrozoo.inference.facts.ENTRIES", entries)
+    monkeypatch.setattr("pyrozoo.inference.training.facts.ENTRIES", entries)
     data = {"x": (matrix(), MASKS[kind]), "y": labels()}
     assert fingerprint(Stored(data)) == fingerprint(Batch.of(data))
 

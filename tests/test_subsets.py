@@ -9,7 +9,7 @@ from torch import nn
 
 from pyrozoo.guides import ProductOfExperts
 from pyrozoo.inference import Batch, EnumELBO
-from pyrozoo.inference.subsets import SubsetELBO
+from pyrozoo.inference.bounds.subsets import SubsetELBO
 from pyrozoo.zoo.multimodal import MVAE
 
 INPUTS = ("noise",)

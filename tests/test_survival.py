@@ -27,7 +27,7 @@ from torch import nn
 from pyrozoo import zoo
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import EnumELBO, Result, SubsetELBO, checkpoint, fit, schedules
-from pyrozoo.inference.guarding import out_of_memory
+from pyrozoo.inference.training.guarding import out_of_memory
 from pyrozoo.zoo.clustering import VaDE
 
 resource = pytest.importorskip("resource", reason="kills, forks and limits need Unix")

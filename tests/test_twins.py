@@ -6,7 +6,7 @@ import twins
 from cases import CASES, ROWS, elbo
 
 from pyrozoo.inference import Batch
-from pyrozoo.inference.subsets import SubsetELBO
+from pyrozoo.inference.bounds.subsets import SubsetELBO
 
 INPUTS = ("noise",)
 

@@ -42,7 +42,7 @@ class Model:
 
     ``start`` is what happens before the fit (pretraining), called with the data, a seed, whether to
     show progress, and those settings of the fit that say how and where it runs; ``settings`` are
-    the defaults of :func:`pyrozoo.inference.fit` for this method.
+    the defaults of :func:`pyrozoo.inference.training.fit` for this method.
     """
 
     method: str
@@ -62,7 +62,7 @@ class Model:
         start: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Result:
-        """Pretrain, where the method does, then fit: see :func:`pyrozoo.inference.fit`.
+        """Pretrain, where the method does, then fit: see :func:`pyrozoo.inference.training.fit`.
 
         With ``folder`` the pretraining leaves checkpoints, too, in its subfolder ``start``;
         ``resume=True`` goes on with whichever was interrupted.

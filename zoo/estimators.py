@@ -310,7 +310,7 @@ class DeepClusterer(ClusterMixin, _Estimator):
         epochs, batch_size, lr: of the fit.
         start: options of the method's pretraining; default: ``STARTS``, else the method's own.
         options: further options of the method (``pyrozoo show NAME``).
-        settings: further settings of :func:`pyrozoo.inference.fit`.
+        settings: further settings of :func:`pyrozoo.inference.training.fit`.
         num_samples: draws of the guide behind every probability and score.
         device: where it is trained: ``"auto"``, ``"cpu"`` or ``"cuda"``; all else is on the CPU.
         verbose: show progress bars.

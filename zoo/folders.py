@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrozoo.inference import Batch, Result, checkpoint, report
+from pyrozoo.inference import Batch, Result, checkpoint
+from pyrozoo.inference.reports import report
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.safety import inside, read_facts, read_figures, write_json
 from pyrozoo.zoo.tasks import Task

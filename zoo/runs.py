@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from pyrozoo.inference import Result, processes
-from pyrozoo.inference.guarding import out_of_memory
+from pyrozoo.inference.training.guarding import out_of_memory
 from pyrozoo.zoo import scoring
 from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.catalogue import Model, create, list_methods, method

@@ -20,7 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import adjusted_rand_score
 
-from pyrozoo.inference import Batch, Result, fit_seeds, plots
+from pyrozoo.inference import Batch, Result, fit_seeds
+from pyrozoo.inference.reports import plots
 from pyrozoo.zoo import runs
 from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.catalogue import method

@@ -8,7 +8,7 @@ from epochs import ours, run
 from measuring import Turns
 from models import vade
 
-from pyrozoo.inference.seeds import fit_seeds
+from pyrozoo.inference.seeds.fit_seeds import fit_seeds
 
 
 def at_once(make, data, numbers, epochs, batch_size, compile=True):

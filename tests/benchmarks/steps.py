@@ -17,7 +17,7 @@ from models import m2, vade
 from pyro.infer import TraceEnum_ELBO
 
 from pyrozoo.inference import Batch
-from pyrozoo.inference.staging import stage
+from pyrozoo.inference.staging.staged import stage
 from pyrozoo.zoo.networks import set_precision
 
 BF16 = ", bf16"

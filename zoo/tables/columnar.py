@@ -1,6 +1,6 @@
 """Readers of rows for files that keep single rows together with others: Parquet, sparse matrices.
 
-Each is an array as :class:`pyrozoo.inference.storage.Source` takes it: ``shape``, ``dtype``,
+Each is an array as :class:`pyrozoo.inference.disk.arrays.Source` takes it: ``shape``, ``dtype``,
 ``row_starts``, and slices of whole blocks.
 """
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data, Extent
+from pyrozoo.inference.disk.arrays import Numbers, Source
+from pyrozoo.inference.disk.site import PIECE, StoredSite
 from pyrozoo.inference.reading import read_count, read_index
-from pyrozoo.inference.storage import Numbers, Source
-from pyrozoo.inference.storedsite import PIECE, StoredSite
 
 WINDOW = 2**27  # bytes of the blocks that are shuffled together
 LARGE = 2**30  # bytes of blocks in memory that are worth a warning

@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from pyrozoo.inference import checkpoint
-from pyrozoo.inference.facts import check_facts, check_same
-from pyrozoo.inference.result import Result
-from pyrozoo.inference.schedules import Schedule
+from pyrozoo.inference.training import checkpoint
+from pyrozoo.inference.training.facts import check_facts, check_same
+from pyrozoo.inference.training.result import Result
+from pyrozoo.inference.training.schedules import Schedule
 
 NAME = "checkpoint.safetensors"
 

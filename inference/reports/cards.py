@@ -18,9 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from sklearn.decomposition import PCA
 
-from pyrozoo.inference import plots
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.view import MAX_POINTS, View
+from pyrozoo.inference.reports import plots
+from pyrozoo.inference.reports.view import MAX_POINTS, View
 
 MAX_CLUSTERS, NUM_DRAWS = 20, 12
 DPI = 200  # twice what is shown, for fine screens

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrozoo.inference.disk.arrays import Numbers, Source
 from pyrozoo.inference.reading import check_finite, check_pixels, convert, fill, is_pixels
-from pyrozoo.inference.storage import Numbers, Source
 
 PIECE = 2**24  # bytes that are read at a time where all rows are looked at
 

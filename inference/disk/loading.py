@@ -19,8 +19,8 @@ from typing import Self
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.plan import Plan, check_values
-from pyrozoo.inference.stored import Stored
 
 AHEAD = 2
 

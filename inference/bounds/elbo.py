@@ -24,12 +24,12 @@ from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.contract import add
-from pyrozoo.inference.kl import closed_form_sites
+from pyrozoo.inference.bounds.contract import add
+from pyrozoo.inference.bounds.kl import closed_form_sites
+from pyrozoo.inference.bounds.stock import outside, stock
+from pyrozoo.inference.bounds.terms import Terms, run, sample_sites, take_apart
 from pyrozoo.inference.observing import Net, Observed, pair
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.stock import outside, stock
-from pyrozoo.inference.terms import Terms, run, sample_sites, take_apart
 
 __all__ = ["EnumELBO", "Terms", "Value", "coupled_layer"]
 

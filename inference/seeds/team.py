@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.fit import _name, _stop
-from pyrozoo.inference.guarding import Guard
-from pyrozoo.inference.loading import check_rows
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.disk.loading import check_rows
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
-from pyrozoo.inference.progress import Bar
-from pyrozoo.inference.result import Record, Result, evaluate
-from pyrozoo.inference.rows import epoch_order, hold_out, visits_of
-from pyrozoo.inference.schedules import Schedule
-from pyrozoo.inference.staging import Staged
-from pyrozoo.inference.together import NotCompiled, NotTraced, Together
+from pyrozoo.inference.seeds.together import NotCompiled, NotTraced, Together
+from pyrozoo.inference.staging.staged import Staged
+from pyrozoo.inference.training import checkpoint
+from pyrozoo.inference.training.fit import _name, _stop
+from pyrozoo.inference.training.guarding import Guard
+from pyrozoo.inference.training.progress import Bar
+from pyrozoo.inference.training.result import Record, Result, evaluate
+from pyrozoo.inference.training.rows import epoch_order, hold_out, visits_of
+from pyrozoo.inference.training.schedules import Schedule
 
 
 @dataclass

@@ -12,14 +12,14 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrozoo.inference import checkpoint
 from pyrozoo.inference.batch import Data
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.evidence import log_evidence
-from pyrozoo.inference.facts import check_facts
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
+from pyrozoo.inference.training import checkpoint
+from pyrozoo.inference.training.facts import check_facts
 
 Record = dict[str, float]
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.observing import Observed
-from pyrozoo.inference.result import Record
+from pyrozoo.inference.training.result import Record
 
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc", re.I)
 

@@ -23,11 +23,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 
-from pyrozoo.inference.contract import add, spread
-from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.layout import Inputs
+from pyrozoo.inference.bounds.contract import add, spread
+from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Observed
+from pyrozoo.inference.staging.layout import Inputs
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
@@ -223,7 +223,7 @@ def _where(error: Exception) -> str:
         word in f"{type(error).__name__} {text}" for word in ("DataDependent", "tracing te")
     )
     what = "a value decides what happens next" if value else f"{type(error).__name__}: {text[:200]}"
-    ours = (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parent)
+    ours = (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parents[1])
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith("<") and not any(
             Path(frame.filename).is_relative_to(folder) for folder in ours

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.capture import Captured, capturable
-from pyrozoo.inference.elbo import EnumELBO, coupled_layer
-from pyrozoo.inference.layout import Inputs, Layout
+from pyrozoo.inference.bounds.elbo import EnumELBO, coupled_layer
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
-from pyrozoo.inference.tracing import (
+from pyrozoo.inference.staging.capture import Captured, capturable
+from pyrozoo.inference.staging.layout import Inputs, Layout
+from pyrozoo.inference.staging.tracing import (
     NotCompiled,
     NotTraced,
     Traced,

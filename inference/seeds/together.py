@@ -19,12 +19,11 @@ from torch.utils import _pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.fit import _name
-from pyrozoo.inference.layout import Inputs
-from pyrozoo.inference.lifting import lift, many, squares
 from pyrozoo.inference.modes import seeded
-from pyrozoo.inference.staging import Staged, _active, _kind, _leaves, _scalar
-from pyrozoo.inference.tracing import (
+from pyrozoo.inference.seeds.lifting import lift, many, squares
+from pyrozoo.inference.staging.layout import Inputs
+from pyrozoo.inference.staging.staged import Staged, _active, _kind, _leaves, _scalar
+from pyrozoo.inference.staging.tracing import (
     NotCompiled,
     NotTraced,
     Traced,
@@ -34,6 +33,7 @@ from pyrozoo.inference.tracing import (
     gradient,
     loss_of,
 )
+from pyrozoo.inference.training.fit import _name
 
 
 class Together:

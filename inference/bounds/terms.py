@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.contract import (
+from pyrozoo.inference.bounds.contract import (
     Dims,
     Factor,
     add,

@@ -21,20 +21,20 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrozoo.inference import checkpoint, processes
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.facts import settings_of
-from pyrozoo.inference.guarding import Guard, out_of_memory
-from pyrozoo.inference.loading import Reader, check_rows
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.disk.loading import Reader, check_rows
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
-from pyrozoo.inference.progress import Bar
-from pyrozoo.inference.result import Record, Result, evaluate
-from pyrozoo.inference.rows import epoch_order, hold_out, mixing, visits_of
-from pyrozoo.inference.schedules import Schedule
-from pyrozoo.inference.staging import Staged, stage
-from pyrozoo.inference.state import State
+from pyrozoo.inference.staging.staged import Staged, stage
+from pyrozoo.inference.training import checkpoint, processes
+from pyrozoo.inference.training.facts import settings_of
+from pyrozoo.inference.training.guarding import Guard, out_of_memory
+from pyrozoo.inference.training.progress import Bar
+from pyrozoo.inference.training.result import Record, Result, evaluate
+from pyrozoo.inference.training.rows import epoch_order, hold_out, mixing, visits_of
+from pyrozoo.inference.training.schedules import Schedule
+from pyrozoo.inference.training.state import State
 
 
 def fit(

@@ -14,8 +14,8 @@ import torch.distributed as c10d
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pyrozoo.inference.facts import check_same
-from pyrozoo.inference.state import claim
+from pyrozoo.inference.training.facts import check_same
+from pyrozoo.inference.training.state import claim
 
 T = TypeVar("T")
 _TOLD = "raised in all processes of the fit"

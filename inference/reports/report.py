@@ -19,12 +19,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from pyrozoo.inference import cards as pictures
 from pyrozoo.inference.batch import Data
-from pyrozoo.inference.cards import Card
 from pyrozoo.inference.metrics import Array
-from pyrozoo.inference.result import Record, Result
-from pyrozoo.inference.view import View
+from pyrozoo.inference.reports import cards as pictures
+from pyrozoo.inference.reports.cards import Card
+from pyrozoo.inference.reports.view import View
+from pyrozoo.inference.training.result import Record, Result
 
 HISTORY_ROWS = 9
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrozoo.inference.tracing import Traced
+from pyrozoo.inference.staging.tracing import Traced
 
 
 def capturable(optimizer: torch.optim.Optimizer) -> bool:

@@ -19,17 +19,17 @@ import torch
 from lightning_fabric import Fabric
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.elbo import EnumELBO
-from pyrozoo.inference.fit import _check_options, _scheduled, fit
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.graph import modules_of
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
-from pyrozoo.inference.progress import Bar
-from pyrozoo.inference.result import Result
-from pyrozoo.inference.schedules import Schedule
-from pyrozoo.inference.stored import Stored
-from pyrozoo.inference.team import Training, at_once, member, run
-from pyrozoo.inference.together import NotTraced
+from pyrozoo.inference.seeds.team import Training, at_once, member, run
+from pyrozoo.inference.seeds.together import NotTraced
+from pyrozoo.inference.training.fit import _check_options, _scheduled, fit
+from pyrozoo.inference.training.progress import Bar
+from pyrozoo.inference.training.result import Result
+from pyrozoo.inference.training.schedules import Schedule
 
 MOST_FLOPS = 10**9  # in a step of one seed: above, matrix products take nearly all of the time
 _ALONE = "seeds are fitted one after another"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
+from pyrozoo.inference.bounds.terms import nesting
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.terms import nesting
 
 
 def stock(plan: Plan, num_particles: int) -> TraceEnum_ELBO:

@@ -19,8 +19,8 @@ from torch import nn
 from pyrozoo.inference import metrics
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.graph import read_graph
-from pyrozoo.inference.plots import COLOURS
-from pyrozoo.inference.result import Result
+from pyrozoo.inference.reports.plots import COLOURS
+from pyrozoo.inference.training.result import Result
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.stored import Stored
+from pyrozoo.inference.disk.stored import Stored
 
 
 def hold_out(

@@ -19,7 +19,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.elbo import EnumELBO, Value, coupled_layer
+from pyrozoo.inference.bounds.elbo import EnumELBO, Value, coupled_layer
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
 

@@ -17,8 +17,8 @@ import torch
 from torch import Generator, Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyrozoo.inference.contract import add
-from pyrozoo.inference.tracing import _VIEWS, NotTraced, first_line
+from pyrozoo.inference.bounds.contract import add
+from pyrozoo.inference.staging.tracing import _VIEWS, NotTraced, first_line
 
 aten = torch.ops.aten
 _EMPTY = (

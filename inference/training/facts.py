@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.checkpoint import name_of
-from pyrozoo.inference.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.training.checkpoint import name_of
 
 ENTRIES = 2**24  # of a site, at most, that go into the fingerprint of the data
 PIECE = 2**20  # of them at a time

@@ -23,10 +23,10 @@ from pyro.distributions import Delta, MaskedDistribution
 from torch.distributions import kl_divergence
 
 from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.bounds.terms import same_scale
 from pyrozoo.inference.graph import undisturbed
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.terms import same_scale
 
 
 def closed_form_sites(plan: Plan, p: Observed, q: Observed, batch: Batch) -> dict[str, str]:

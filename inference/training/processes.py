@@ -31,7 +31,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from pyrozoo.inference.sharing import Processes, told
+from pyrozoo.inference.training.sharing import Processes, told
 
 __all__ = ["Processes", "alone", "rank", "running", "start", "told"]
 
