@@ -11,7 +11,7 @@ import tempfile
 import torch
 from measuring import Case, Turns, absent, measure
 from models import DEEP, VAE, mvae, vade
-from steps import BF16, pair
+from steps import BF16, has_bf16, pair
 
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import fit
@@ -178,7 +178,7 @@ def mnist_epochs(options):
     torch.manual_seed(0)
     hidden = (8,) if options.tiny else DEEP
     model = vade(1, hidden)
-    loops = fits(model, {"x": x}, options, rounds, batch_size, bf16=True)
+    loops = fits(model, {"x": x}, options, rounds, batch_size, bf16=has_bf16() or options.tiny)
     notes = [f"{len(x):,} images, batch {batch_size}"]
     if missing := absent("clustpy.deep", how=CLUSTPY):
         notes.append(missing)

@@ -23,7 +23,7 @@ def set_precision(net: nn.Module, precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "bf16" and not _is_fast():
+    if precision == "bf16" and not is_fast():
         warnings.warn(
             "this processor has no bfloat16 arithmetic, so that bf16 is slower than float32",
             stacklevel=2,
@@ -40,7 +40,8 @@ def computing_in(precision: str, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def _is_fast() -> bool:
+def is_fast() -> bool:
+    """Whether this machine has arithmetic for bfloat16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11
