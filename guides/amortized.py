@@ -261,16 +261,23 @@ class ProductOfExperts(Part):
         for name in self.given:
             present = batch.present(name).reshape(len(batch), -1).any(1)
             known = (present | torch.full_like(present, name in (drawn or {}))).unsqueeze(-1)
-            expert, inputs = self.experts[name], cast(Inputs, self.inputs[name])
-            dtype = first_dtype(expert)
-            if name in self._own:
-                normal = expert(inputs.value(name, batch, drawn or {}, dtype)).base_dist
-            else:
-                normal = expert(*inputs(batch, drawn or {}, dtype)).base_dist
+            normal = self._normal(name, batch, drawn or {})
             share = known / normal.scale**2
             precision = precision + share
             weighted = weighted + share * normal.loc
         return dist.Normal(weighted / precision, precision**-0.5).to_event(1)
+
+    def _normal(self, name: str, batch: Batch, drawn: Mapping[str, Tensor]) -> Any:
+        """What the expert of a modality says, ``(*, rows, D)``."""
+        expert, inputs = self.experts[name], cast(Inputs, self.inputs[name])
+        dtype = first_dtype(expert)
+
+        def run() -> Any:
+            if name in self._own:
+                return expert(inputs.value(name, batch, drawn, dtype)).base_dist
+            return expert(*inputs(batch, drawn, dtype)).base_dist
+
+        return run() if name in drawn else batch.once((id(self), name), run)
 
     def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
         """Draw the shared latent site."""

@@ -16,8 +16,8 @@ as pixels, ``x / 255``, when they are asked for and stored as bytes until then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from pyrozoo.inference.reading import (
 )
 
 Data: TypeAlias = "Batch | Mapping[str, Any]"
+T = TypeVar("T")
 
 
 class Extent(NamedTuple):
@@ -51,7 +52,7 @@ class Extent(NamedTuple):
 class Batch:
     """A read-only table of named values with one row per datum.  Make one with :meth:`Batch.of`."""
 
-    __slots__ = ("_dtype", "_floats", "_present", "_rows", "_values")
+    __slots__ = ("_dtype", "_floats", "_present", "_rows", "_shared", "_values")
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Batch:
         self._rows = rows
         self._dtype = dtype
         self._floats: dict[str, Tensor] = {}
+        self._shared: dict[Any, Any] | None = None
 
     @staticmethod
     def of(data: Data | int, rows: int | None = None) -> Batch:
@@ -197,12 +199,31 @@ class Batch:
 
     def drop(self, *names: str) -> Batch:
         """The same rows with these sites no longer observed."""
-        return Batch(
+        batch = Batch(
             {n: v for n, v in self._values.items() if n not in names},
             {n: v for n, v in self._present.items() if n not in names},
             self._rows,
             self._dtype,
         )
+        batch._shared = self._shared
+        return batch
+
+    def sharing(self) -> Batch:
+        """The same batch; what is computed by :meth:`once` is kept for it and what it drops."""
+        batch = Batch(self._values, self._present, self._rows, self._dtype)
+        batch._shared = {}
+        return batch
+
+    def once(self, key: Any, compute: Callable[[], T]) -> T:
+        """What ``compute`` gives; with :meth:`sharing` it is called once for a key.
+
+        What it gives may depend on the values of one site, which is part of the key, alone.
+        """
+        if self._shared is None:
+            return compute()
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
 
     def hide(self, name: str, present: Tensor) -> Batch:
         """The same batch with a site known only where ``present`` is true as well.

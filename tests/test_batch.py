@@ -395,3 +395,16 @@ def test_repr_says_what_is_missing(batch: Batch) -> None:
     assert "x: (4, 3) float64, 4 of 12 missing" in text
     assert "y: (4,) int64, 1 of 4 missing" in text
     assert repr(Batch.of(2)) == "Batch(2 rows; nothing observed)"
+
+
+def test_what_is_computed_once_is_kept_for_what_a_batch_drops():
+    batch = Batch.of({"a": torch.ones(3), "b": torch.ones(3)})
+    assert batch.once("key", object) is not batch.once("key", object)
+    shared = batch.sharing()
+    first = shared.once("key", object)
+    assert shared.drop("a").once("key", object) is first
+    assert shared.once("other", object) is not first
+    hidden = shared.hide("a", torch.tensor([True, False, True]))
+    assert hidden.once("key", object) is not first
+    assert shared[:2].once("key", object) is not first
+    assert batch.sharing().once("key", object) is not first

@@ -20,7 +20,7 @@ def quick(monkeypatch):
     from pyrozoo.zoo.clustering import vade
 
     def short(*args, **options):
-        return real(*args, **{**options, "epochs": 1, "progress": False})
+        return real(*args, **{**options, "epochs": 1, "progress": False, "compile": False})
 
     for module in (inference, catalogue, vade):
         monkeypatch.setattr(module, "fit", short)

@@ -19,6 +19,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.bounds.contract import add
 from pyrozoo.inference.bounds.elbo import EnumELBO, Value, coupled_layer
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
@@ -72,14 +73,24 @@ class SubsetELBO(EnumELBO):
     def _evaluate(self, p: Observed, q: Observed, batch: Batch, plan: Plan) -> Value:
         names = self._names(batch, plan)
         chosen, live = self._choose(batch, names)
-        copies = len(live)
         if layer := coupled_layer(p.module, q.module):
             raise ValueError(f"rows cannot be repeated: layer {layer} couples the rows of a batch")
-        stacked = _repeat(batch, copies)
-        for i, name in enumerate(names):
-            stacked = stacked.hide(name, chosen[..., i].reshape(-1))
-        value = super()._evaluate(p, q, stacked, p.pairing.plan(stacked))
-        return Value(_sum(value.rows, live), value.shared * copies, _sum(value.extra, live))
+        batch, found = batch.sharing(), []
+        listed = [names, *([n for n in names if n in subset] for subset in self.subsets)]
+        for i, inside in enumerate(listed):
+            if i and (not inside or inside in listed[:i]):
+                continue
+            part = batch.drop(*(n for n in names if n not in inside))
+            value = super()._evaluate(p, q, part, p.pairing.plan(part))
+            found.append(value if i == 0 else _where(live[i : i + 1], value))
+        if names and self.num_random:
+            stacked = _repeat(batch, self.num_random)
+            for i, name in enumerate(names):
+                stacked = stacked.hide(name, chosen[len(listed) :, :, i].reshape(-1))
+            value = super()._evaluate(p, q, stacked, p.pairing.plan(stacked))
+            value = value._replace(shared=value.shared * self.num_random)
+            found.append(_where(live[len(listed) :], value))
+        return Value(*(add(values) for values in zip(*found, strict=True)))
 
     def _names(self, batch: Batch, plan: Plan) -> list[str]:
         listed = dict.fromkeys(self.modalities or [n for subset in self.subsets for n in subset])
@@ -124,6 +135,11 @@ def _repeat(batch: Batch, copies: int) -> Batch:
     return Batch(values, present, copies * len(batch), batch._dtype)
 
 
-def _sum(value: Tensor, live: Tensor) -> Tensor:
-    value = value.reshape(-1, *live.shape)
-    return torch.where(live, value, value.new_zeros(())).sum(1)
+def _where(live: Tensor, value: Value) -> Value:
+    """The sum over copies, ``(copies, rows)``, of what counts."""
+
+    def total(x: Tensor) -> Tensor:
+        x = x.reshape(-1, *live.shape)
+        return torch.where(live, x, x.new_zeros(())).sum(1)
+
+    return Value(total(value.rows), value.shared, total(value.extra))

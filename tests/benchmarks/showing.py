@@ -47,20 +47,22 @@ def stored(folder=RESULTS):
 
 
 def markdown(records):
-    """A table of ratios, and one of exponents, of stored results."""
+    """A table of the ratios that something was aimed at, and one of exponents, of stored results."""
     lines = ["| work | ours | rival | ratio of times, median (quartiles) | aim |"]
     lines += ["|---|---|---|---|---|"]
     curves = ["| work | exponent | at the end |", "|---|---|---|"]
     for record in records:
         for case in record["cases"]:
             for found in case["ratios"]:
-                most = "" if found["most"] is None else f"<= {found['most']:.3g}"
+                if found["most"] is None:
+                    continue
+                most = f"<= {found['most']:.3g}"
                 cells = (case["title"], ours(case, found), rival(case, found))
                 lines.append(f"| {' | '.join(cells)} | {spread(found, 2)} | {most} |")
             if slope := case.get("exponent"):
                 cells = (case["title"], f"{slope['slope']:.2f}", f"{slope['last']:.2f}")
                 curves.append(f"| {' | '.join(cells)} |")
-    circumstances = sorted({under(record["circumstances"]) for record in records})
+    circumstances = under([record["circumstances"] for record in records])
     parts = [lines] if len(lines) > 2 else []
     parts += [curves] if len(curves) > 2 else []
     return "\n\n".join(["\n".join(part) for part in parts] + circumstances)
@@ -77,11 +79,21 @@ def rival(case, found):
 def timed(case, name):
     cells = case["contestants"][name]
     what = case["unit"].split()[0]
-    return f"{name}: {cells['median']:.3g} {what}"
+    median = cells["median"]
+    return f"{name}: {f'{median:.3g}' if median < 1000 else f'{median:,.0f}'} {what}"
 
 
-def under(found):
-    """The circumstances in a sentence."""
-    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items())
-    load = "/".join(str(x) for x in found["load"])
-    return f"{found['machine']}; {found['threads']} thread(s); load {load}; {versions}."
+def under(circumstances):
+    """Machines, threads and versions, a sentence for each."""
+    groups = {}
+    for found in circumstances:
+        groups.setdefault((found["machine"], found["threads"]), []).append(found)
+    lines = []
+    for (machine, threads), some in groups.items():
+        loads = [found["load"][0] for found in some]
+        versions = {f"{name} {v}": None for found in some for name, v in found["versions"].items()}
+        lines.append(
+            f"{machine}; {threads} thread(s) on as many cores; load at the start {min(loads):.1f} to"
+            f" {max(loads):.1f}; {', '.join(versions)}."
+        )
+    return lines

@@ -201,3 +201,9 @@ def test_the_command_lists_the_works():
     wrong = subprocess.run([sys.executable, str(folder), "vad"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "no work is called vad" in wrong.stderr
+
+
+def test_the_readme_has_the_stored_results():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = readme.partition("<!-- bench -->\n")[2].partition("\n<!-- end bench -->")[0]
+    assert shown == showing.markdown(showing.stored())
