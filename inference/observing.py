@@ -125,8 +125,10 @@ class _Handler(Messenger):
         else:
             msg["infer"].pop("enumerate", None)
         if role == "pruned" and site.name not in self.plan.proposed:
-            with torch.no_grad():  # a draw that costs nothing and that no objective looks for
-                msg["value"], msg["is_observed"] = msg["fn"].sample(), True
+            fn = msg["fn"]  # no objective looks at it; what leads to it falls away when staged
+            like = torch.zeros((), dtype=site.dtype, device=self.batch.device)
+            value = placeholder(site, fn.support, like).expand(fn.shape())
+            msg["value"], msg["is_observed"] = value, True
         if self.plan.guide is not None:
             counts = self.plan.counts(site.name, self.batch)
             if summed:
