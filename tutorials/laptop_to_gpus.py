@@ -97,13 +97,13 @@ for compile in (False, not SMOKE):
 folder = Path(zoo.__file__).parents[1] / "tests" / "benchmarks" / "results"
 records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 found = [
-    (f"{case['title'].partition(', ')[0]}\n{ratio['ours']} / {ratio['rival']}", ratio)
+    (f"{case['title'].removesuffix(', binary pixels')}: {ratio['ours']} / {ratio['rival']}", ratio)
     for record in records
     for case in record["cases"]
     for ratio in case["ratios"]
     if ratio["most"] is not None and "bf16" not in ratio["ours"]
 ]
-figure, axis = plt.subplots(figsize=(9, 0.5 * len(found) + 1.2), layout="constrained")
+figure, axis = plt.subplots(figsize=(12, 0.3 * len(found) + 1), layout="constrained")
 for place, (_, ratio) in enumerate(found):
     reached = ratio["median"] <= ratio["most"]
     colour = "#228833" if reached else "#EE6677"
@@ -112,6 +112,8 @@ for place, (_, ratio) in enumerate(found):
     axis.plot(ratio["most"], place, "|", color="black", markersize=12)
 axis.axvline(1, color="grey", linewidth=1)
 axis.set_xscale("log")
+axis.set_xticks([0.25, 0.5, 1, 2], ["1/4", "1/2", "1", "2"], minor=False)
+axis.minorticks_off()
 axis.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
 axis.invert_yaxis()
 axis.spines[["top", "right"]].set_visible(False)

@@ -128,7 +128,7 @@ def main(arguments=None):
     options = Options(
         given.rounds, given.threads, given.tiny, not given.no_compile, given.data_root
     )
-    print(under(circumstances(options)))
+    print(*under([circumstances(options)]), sep="\n")
     failed = 0
     for name in dict.fromkeys(names):
         if name not in WORKS:

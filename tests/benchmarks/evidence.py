@@ -95,6 +95,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     options = Options(given.rounds, given.threads, given.tiny, not given.no_compile)
-    print(under(circumstances(options)))
+    print(*under([circumstances(options)]), sep="\n")
     for case in evidence(options):
         show(case.record())
