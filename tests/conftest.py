@@ -12,6 +12,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_survival.py")
 
 
+@pytest.fixture
+def double():
+    """Float64 throughout, from one seed."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(autouse=True)
 def _clean():
     pyro.clear_param_store()

@@ -12,12 +12,7 @@ ROWS, SENSORS = 3, 2
 K = {-4: 2, -5: 3, -6: 2, -7: 4}
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def factor(name, sums, plates=(DATA,), scale=3.0):

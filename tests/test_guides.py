@@ -16,12 +16,7 @@ from pyrozoo.zoo.semisupervised import M2
 ROWS, WIDTH, K = 6, 5, 3
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def rows():

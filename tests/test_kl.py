@@ -18,12 +18,7 @@ from pyrozoo.zoo.clustering import VaDE
 ROWS = 7
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def reasons(p, q, data):

@@ -19,12 +19,7 @@ PATTERNS = [(c.name, name) for c in CASES.values() for name, _ in c.patterns()]
 SPLITS = [False, "auto"]
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def get(case, pattern="complete", fresh=False):

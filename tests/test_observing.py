@@ -1,7 +1,7 @@
 """Observing: what is known decides, row by row, and every value and gradient is exact."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -19,12 +19,7 @@ KNOWN = torch.tensor([True, False, True, False, False, True])
 LABELS = torch.tensor([2, 0, 1, 1, 2, 0])
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def normal(loc: Any, scale: Any = 1.0) -> Any:

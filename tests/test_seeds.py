@@ -22,12 +22,7 @@ from pyrozoo.inference.staging.staged import Staged
 QUIET = {"progress": False, "lr": 0.02}
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture

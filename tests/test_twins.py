@@ -11,11 +11,7 @@ from pyrozoo.inference.bounds.subsets import SubsetELBO
 INPUTS = ("noise",)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def get(case, pattern):

@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.disk.loading import check_rows
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.seeds.together import NotCompiled, NotTraced, Together
@@ -23,7 +22,7 @@ from pyrozoo.inference.training.fit import _name, _stop
 from pyrozoo.inference.training.guarding import Guard
 from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Record, Result, evaluate
-from pyrozoo.inference.training.rows import epoch_order, hold_out, visits_of
+from pyrozoo.inference.training.rows import epoch_order, make_ready
 from pyrozoo.inference.training.schedules import Schedule
 
 
@@ -78,18 +77,11 @@ def member(
     """
     p, q = objective.pair(program, guide)
     result = Result(program, guide, objective, objective.inputs)
-    train, held_out, rows = hold_out(p.pairing.prepare(whole), validation, p.pairing, seed)
-    if len(train) == 0:
-        raise ValueError("there are no rows to fit")
-    objective.num_rows = objective.num_rows or len(train)
-    visits = visits_of(train, repeat)
+    train, held_out, rows, visits, result.sites = make_ready(
+        objective, p, q, whole, validation, repeat, seed, batch_size
+    )
     if held_out is not None:
         held_out = held_out.to(whole.device)
-    for part in (train,) if held_out is None else (train, held_out):
-        check_rows(p.pairing.plan(part[:batch_size]), part)
-    with torch.no_grad():
-        objective.explain(p, q, train[:batch_size])  # runs both halves once; not on all rows
-        result.sites = objective.explain(p, q, train)
     staged = Staged(objective, p, q, compile=False)
     names = {_name(n): x for n, x in staged.module.named_parameters() if x.requires_grad}
     if not names:

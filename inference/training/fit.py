@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.disk.loading import Reader, check_rows
+from pyrozoo.inference.disk.loading import Reader
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.staging.staged import Staged, stage
@@ -32,7 +32,7 @@ from pyrozoo.inference.training.facts import settings_of
 from pyrozoo.inference.training.guarding import Guard, out_of_memory
 from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Record, Result, evaluate
-from pyrozoo.inference.training.rows import epoch_order, hold_out, mixing, visits_of
+from pyrozoo.inference.training.rows import epoch_order, make_ready, mixing
 from pyrozoo.inference.training.schedules import Schedule
 from pyrozoo.inference.training.state import State
 
@@ -134,17 +134,9 @@ def fit(
     objective.inputs, objective._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
     p, q = objective.pair(program, guide)
     result = Result(program, guide, objective, objective.inputs)
-    train, held_out, rows = hold_out(p.pairing.prepare(data), validation, p.pairing, seed)
-    if len(train) == 0:
-        raise ValueError("there are no rows to fit")
-    objective.num_rows = objective.num_rows or len(train)
-    visits = visits_of(train, repeat or {})
-    for part in (train,) if held_out is None else (train, held_out):
-        plan = p.pairing.plan(part[:batch_size])
-        check_rows(plan, part)
-    with torch.no_grad():
-        objective.explain(p, q, train[:batch_size])  # runs both halves once; not on all rows
-        result.sites = objective.explain(p, q, train)
+    train, held_out, rows, visits, result.sites = make_ready(
+        objective, p, q, data, validation, repeat or {}, seed, batch_size
+    )
     ranks = processes.start(device, devices)
     fabric = ranks.fabric
     module = objective(p, q)

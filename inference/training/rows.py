@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
+from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.disk.loading import check_rows
 from pyrozoo.inference.disk.stored import Stored
+from pyrozoo.inference.observing import Observed
+
+
+class Rows(NamedTuple):
+    """The rows of a fit, checked."""
+
+    train: Batch
+    held_out: Batch | None
+    numbers: Tensor  # of the training rows, in the data
+    visits: Tensor  # see :func:`visits_of`
+    sites: list[str]  # what is done with each site, in words
+
+
+def make_ready(
+    objective: EnumELBO,
+    p: Observed,
+    q: Observed,
+    data: Data,
+    validation: Data | float | None,
+    repeat: Mapping[str, int],
+    seed: int,
+    batch_size: int,
+) -> Rows:
+    """Divide and check the rows of a fit; the objective is told their number.
+
+    Raises:
+        ValueError: data, sites or options do not fit, or there are no rows.
+    """
+    train, held_out, numbers = hold_out(p.pairing.prepare(data), validation, p.pairing, seed)
+    if len(train) == 0:
+        raise ValueError("there are no rows to fit")
+    objective.num_rows = objective.num_rows or len(train)
+    visits = visits_of(train, repeat)
+    for part in (train,) if held_out is None else (train, held_out):
+        check_rows(p.pairing.plan(part[:batch_size]), part)
+    with torch.no_grad():
+        objective.explain(p, q, train[:batch_size])  # runs both halves once; not on all rows
+        sites = objective.explain(p, q, train)
+    return Rows(train, held_out, numbers, visits, sites)
 
 
 def hold_out(

@@ -34,7 +34,7 @@ from pyrozoo.zoo.tables.cells import library, some
 from pyrozoo.zoo.tables.columnar import ParquetColumns, ParquetFile, SparseRows
 from pyrozoo.zoo.tables.formats import _refuse_links
 from pyrozoo.zoo.tables.schema import SITE_NAME
-from pyrozoo.zoo.tables.sources import MASK
+from pyrozoo.zoo.tables.sources import MASK, take_masks
 
 if TYPE_CHECKING:
     from pyrozoo.inference import Stored
@@ -104,11 +104,7 @@ def open_rows(
         if label is not None and wanted.setdefault("y", label) != label:
             raise ValueError(f"{path}: label {label!r} and sites={{'y': {wanted['y']!r}}} differ")
         arrays = _OPENERS[kind](path, wanted, sites is None)
-    masks = {
-        key.removesuffix(MASK): arrays.pop(key)
-        for key in list(arrays)
-        if key.endswith(MASK) and key.removesuffix(MASK) in arrays
-    }
+    masks = take_masks(arrays)
     for key in arrays:
         if key != "y" and (not SITE_NAME.fullmatch(key) or key.endswith(MASK)):
             raise ValueError(

@@ -103,6 +103,15 @@ class Source:
         return Source(self.frame.iloc[chosen], self.where, extra, self.views, pixels, self.counts)
 
 
+def take_masks(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Site -> mask: takes the arrays ``<site>_present`` beside those of sites out of the rest."""
+    return {
+        key.removesuffix(MASK): arrays.pop(key)
+        for key in list(arrays)
+        if key.endswith(MASK) and key.removesuffix(MASK) in arrays
+    }
+
+
 def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Source:
     """Read a dictionary of arrays or tensors by site, as the docstring of the module says.
 
@@ -111,11 +120,7 @@ def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Source:
     """
     pd = library("pandas")
     values = {key: _array(key, value, where) for key, value in arrays.items()}
-    masks = {
-        key.removesuffix(MASK): values.pop(key)
-        for key in list(values)
-        if key.endswith(MASK) and key.removesuffix(MASK) in values
-    }
+    masks = take_masks(values)
     for key in values:
         if key != "y" and (not SITE_NAME.fullmatch(key) or key.endswith(MASK)):
             raise ValueError(
