@@ -140,6 +140,7 @@ def vade(
     latent_dim: int = 10,
     hidden: Sequence[int] = (500, 500, 2000),
     likelihood: str = "bernoulli",
+    covariance: str = "diag",
     init_scale: float = 0.1,
     labelled_share: float = 0.5,
 ) -> Model:
@@ -148,7 +149,7 @@ def vade(
     Rows with a label are visited so often that they make up ``labelled_share`` of an epoch; zero
     visits every row once.
     """
-    program = VaDE(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood)
+    program = VaDE(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood, covariance)
     guide = Amortized(program, ["x"], hidden, init_scale=init_scale)
 
     def start(data: Batch, **options: Any) -> None:

@@ -21,8 +21,9 @@ from pyrozoo.zoo import runs, scoring
 from pyrozoo.zoo.folders import write_json
 
 HEADLINES = (
-    "hungarian_accuracy", "nmi", "test_error", "open_accuracy", "known_accuracy", "new_accuracy",
-    "rmse_hidden", "error_hidden", "coverage_hidden", "mse_hidden", "mse_x_left", "mse_x_right",
+    "hungarian_accuracy", "nmi", "test_hungarian_accuracy", "test_nmi", "knn3_error", "knn5_error",
+    "knn10_error", "majority_accuracy", "test_error", "open_accuracy", "known_accuracy",
+    "new_accuracy", "rmse_hidden", "error_hidden", "coverage_hidden", "mse_hidden", "mse_x_left", "mse_x_right",
 )  # fmt: skip
 RIVALS = {
     "kmeans": "k-means", "ae_gmm": "AE+GMM", "mean": "mean", "knn": "knn", "iterative": "iterative"

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrozoo.inference import Batch, Result, Stored, metrics
+from pyrozoo.guides import Mean
+from pyrozoo.inference import Batch, Result, Stored, metrics, predict
 from pyrozoo.zoo import baselines
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tasks import Task
@@ -25,9 +26,10 @@ def score(result: Result, task: Task) -> dict[str, float]:
     on test rows, beside that of the training mean (``mse_*``, ``mean_mse_*``).  Labels shown: the
     share of test rows whose most probable label is wrong (``test_error``), and the calibration
     error; with hidden classes also :func:`open_set`.  A finite site ``y`` and no labels: the
-    clustering metrics on the rows that it was fitted to.  Hidden pixels: the mean squared error of
-    predicting them on test rows, beside that of the training mean.  Hidden entries of a table:
-    :func:`imputation`.
+    clustering metrics on the rows that it was fitted to, and where test rows are others, on these,
+    too (``test_*``, clusters matched on the test rows), and :func:`neighbours`.  Hidden pixels: the
+    mean squared error of predicting them on test rows, beside that of the training mean.  Hidden
+    entries of a table: :func:`imputation`.
     """
     figures: dict[str, float] = {}
     finite = any(line.startswith("y: ") for line in result.sites)
@@ -44,6 +46,12 @@ def score(result: Result, task: Task) -> dict[str, float]:
         known = task.labels >= 0
         probabilities = result.responsibilities(task.train, seed=0)[known]
         figures |= metrics.clustering_report(task.labels[known], probabilities)
+        known = task.test_labels >= 0
+        if not task.transductive and bool(known.any()):
+            probabilities = result.responsibilities(task.test, seed=0)[known]
+            report = metrics.clustering_report(task.test_labels[known], probabilities)
+            figures |= {f"test_{name}": value for name, value in report.items()}
+            figures |= neighbours(result, task)
     if task.truth and task.schema is not None:
         figures |= imputation(result, task)
     elif task.truth:
@@ -51,6 +59,25 @@ def score(result: Result, task: Task) -> dict[str, float]:
     if task.images and len(task.test.names) > 1 and "x" not in task.test:
         figures |= _cross_errors(result, task)
     return figures
+
+
+def neighbours(result: Result, task: Task) -> dict[str, float]:
+    """Errors of k nearest neighbours on the means of z, if the guide proposes it.
+
+    Training rows with a label vote; the errors are those of the labelled test rows.
+
+    Returns:
+        ``knn3_error``, ``knn5_error`` and ``knn10_error``.
+    """
+    if not any(line.startswith("z: proposed") for line in result.sites):
+        return {}
+    rows = ((task.train, task.labels), (task.test, task.test_labels))
+    read: list[Tensor] = []
+    for batch, labels in rows:
+        means = predict(result.program, Mean(result.guide), batch, "z", num_samples=1, seed=0)
+        read += [means[labels >= 0].flatten(1), labels[labels >= 0]]
+    most = len(read[0])
+    return {f"knn{k}_error": metrics.knn_error(*read, k=k) for k in (3, 5, 10) if k <= most}
 
 
 def open_set(labels: Tensor, probabilities: Tensor, known_classes: int) -> dict[str, float]:

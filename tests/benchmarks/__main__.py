@@ -35,7 +35,7 @@ WORKS = {
     "accuracy": ("accuracy", "accuracy"),
 }
 #: scripts with options of their own
-SCRIPTS = ("memory", "flame")
+SCRIPTS = ("memory", "flame", "processes")
 HOURS = ("accuracy",)
 
 

@@ -46,15 +46,23 @@ class Following(Turns):
 
 
 def seeds(options):
-    """Five seeds of VaDE 784-128-16 at once, against one after another."""
-    hidden, latent_dim = ((8,), 3) if options.tiny else ((128,), 16)
+    """Five seeds of VaDE 784-128-16, and of VaDE 10-32-4, at once against one after another."""
+    if options.tiny:
+        yield of(options, 12, (8,), 3, None)
+    else:
+        yield of(options, 784, (128,), 16, 0.5)
+        yield of(options, 10, (32,), 4, 0.5)
+
+
+def of(options, x_dim, hidden, latent_dim, most):
+    """The case of one network."""
     batch_size, rounds, numbers = 64, options.times(7), range(2 if options.tiny else 5)
-    x = torch.rand(3 * batch_size if options.tiny else 100 * batch_size, 784)
+    x = torch.rand(3 * batch_size if options.tiny else 100 * batch_size, x_dim)
     torch.manual_seed(0)
-    models = [vade(1, hidden, latent_dim) for _ in numbers]
+    models = [vade(1, hidden, latent_dim, x_dim) for _ in numbers]
 
     def make(seed):
-        model = vade(1, hidden, latent_dim)
+        model = vade(1, hidden, latent_dim, x_dim)
         return model.program, model.guide
 
     def one_by_one(compile):
@@ -67,8 +75,7 @@ def seeds(options):
     }
     if options.compile:
         loops["one after another, eager"] = one_by_one(False)
-    ratios = [("at once", "one after another", 0.5), ("at once", "one after another, eager", None)]
-    title = (
-        f"{len(numbers)} seeds of VaDE 784-{hidden[0]}-{latent_dim}, batch {batch_size}, an epoch"
-    )
-    yield run(title, loops, rounds, len(numbers) * len(x), ratios, [f"{len(x):,} rows"])
+    ratios = [("at once", "one after another", most), ("at once", "one after another, eager", None)]
+    shape = f"{x_dim}-{hidden[0]}-{latent_dim}"
+    title = f"{len(numbers)} seeds of VaDE {shape}, batch {batch_size}, an epoch"
+    return run(title, loops, rounds, len(numbers) * len(x), ratios, [f"{len(x):,} rows"])

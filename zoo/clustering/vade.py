@@ -3,7 +3,7 @@ r"""VaDE: variational deep embedding, a mixture of Gaussians behind a decoder.
 Generative process, for every row::
 
     y ~ Categorical(softmax(logits))              the cluster, one of K
-    z | y ~ Normal(loc[y], scale[y])              its embedding
+    z | y ~ Normal(loc[y], scale[y])              its embedding; diagonal or full covariance
     x | z ~ likelihood(decoder(z))                the data
 
 The cluster is not proposed but summed: ``log sum_y p(y) p(z | y)`` at each draw of z ~ q(z | x).
@@ -23,13 +23,14 @@ embedding: an unsupervised and generative approach to clustering" (2017).
 Deviations: the sum over clusters is exact, where the released loss mixes responsibilities at one
 draw with an expectation in closed form; weights are logits and scales a softplus, where raw
 parameters could leave their range; the mixture starts from the best of several k-means-seeded EM
-runs, by likelihood.
+runs, by likelihood.  Two more are options: full covariances, which hold clusters that lie askew in
+the code space, and a start from the codes' graph of nearest neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyro
@@ -39,10 +40,13 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from pyrozoo.guides import Mean
-from pyrozoo.inference import Batch, EnumELBO, fit, predict
+from pyrozoo.inference import Batch
 from pyrozoo.zoo.baselines import Covariance, gmm
+from pyrozoo.zoo.clustering.neighbours import cut_graph, neighbour_graph, spread_labels
+from pyrozoo.zoo.clustering.pretraining import pretrain_autoencoder
 from pyrozoo.zoo.networks import Decoder, inverse_positive_scale, positive_scale
+
+Clusters: TypeAlias = Literal["mixture", "neighbours"]
 
 
 class VaDE(nn.Module):
@@ -54,6 +58,7 @@ class VaDE(nn.Module):
         latent_dim: dimension of z.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
         likelihood: of x given z, a name or a module of :mod:`pyrozoo.zoo.networks`.
+        covariance: of a component, ``"diag"`` or ``"full"``.
     """
 
     def __init__(
@@ -63,35 +68,60 @@ class VaDE(nn.Module):
         latent_dim: int = 10,
         hidden: Sequence[int] = (500, 500, 2000),
         likelihood: Any = "bernoulli",
+        covariance: Covariance = "diag",
     ) -> None:
         super().__init__()
+        if covariance not in get_args(Covariance):
+            raise ValueError(f"covariance is 'diag' or 'full', got {covariance!r}")
         self.logits = nn.Parameter(torch.zeros(num_clusters))
         self.loc = nn.Parameter(torch.randn(num_clusters, latent_dim))
         raw_scale = inverse_positive_scale(1.0)
         self.raw_scale = nn.Parameter(torch.full((num_clusters, latent_dim), raw_scale))
+        self.raw_lower = None
+        if covariance == "full":
+            self.raw_lower = nn.Parameter(torch.zeros(num_clusters, latent_dim, latent_dim))
         self.decoder = Decoder(latent_dim, tuple(reversed(hidden)), x_dim, likelihood)
 
     @property
     def scale(self) -> Tensor:
-        """Standard deviations of the components, ``(K, latent_dim)``."""
-        return positive_scale(self.raw_scale)
+        """Standard deviations ``(K, latent_dim)``, or with full covariances their Cholesky factors
+        ``(K, latent_dim, latent_dim)``."""
+        scale = positive_scale(self.raw_scale)
+        return scale if self.raw_lower is None else self.raw_lower.tril(-1) + scale.diag_embed()
+
+    def component(self, y: Tensor) -> Any:
+        """p(z | y), with the batch shape of ``y``."""
+        if self.raw_lower is None:
+            return dist.Normal(self.loc[y], self.scale[y]).to_event(1)
+        return dist.MultivariateNormal(self.loc[y], scale_tril=self.scale[y])
 
     def forward(self, batch: Batch) -> None:
         """Generate ``len(batch)`` rows."""
         with pyro.plate("data", len(batch)):
             y = pyro.sample("y", dist.Categorical(logits=self.logits))
-            z = pyro.sample("z", dist.Normal(self.loc[y], self.scale[y]).to_event(1))
+            z = pyro.sample("z", self.component(y))
             pyro.sample("x", self.decoder(z))
 
     @torch.no_grad()
-    def set_mixture(self, weights: Any, means: Any, scales: Any) -> None:
-        """Start the mixture at these weights ``(K,)``, means and standard deviations ``(K, D)``."""
-        self.logits.copy_(torch.as_tensor(weights).log())
-        self.loc.copy_(torch.as_tensor(means))
-        floor = 1e-3  # EM may shrink a component onto a few points
-        scales = torch.as_tensor(scales).clamp_min(floor)
-        raw = [[inverse_positive_scale(s) for s in row] for row in scales.tolist()]
-        self.raw_scale.copy_(torch.tensor(raw))
+    def set_mixture(self, share: Any, codes: Any) -> None:
+        """Start at the weights, means and covariances that responsibilities give codes.
+
+        Args:
+            share: ``(rows, K)``.
+            codes: ``(rows, latent_dim)``.
+        """
+        total = share.sum(0) + 1e-9
+        self.logits.copy_(torch.as_tensor(np.log(total / total.sum())))
+        for k, weight in enumerate(share.T / total[:, None]):
+            mean = weight @ codes
+            spread = (codes - mean).T @ (weight[:, None] * (codes - mean))
+            floor = 1e-6  # EM may shrink a component onto a few points
+            self.loc[k] = torch.as_tensor(mean)
+            scale = np.sqrt(spread.diagonal().clip(floor))
+            if self.raw_lower is not None:
+                lower = np.linalg.cholesky(spread + floor * np.eye(len(mean)))
+                self.raw_lower[k], scale = torch.as_tensor(lower), lower.diagonal()
+            self.raw_scale[k] = torch.tensor([inverse_positive_scale(s) for s in scale.tolist()])
 
 
 def start_mixture(
@@ -103,49 +133,68 @@ def start_mixture(
     batch_size: int = 256,
     lr: float = 1e-3,
     noise: float = 0.0,
+    clusters: Clusters = "mixture",
     covariance: Covariance = "full",
     num_starts: int = 10,
+    num_neighbors: int = 15,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
 ) -> None:
-    """Pretrain as an autoencoder, then put the mixture on its codes.
+    """Pretrain as an autoencoder, then put the mixture on clusters of its codes.
 
     The autoencoder is the pair itself with a noiseless guide and only the likelihood in the
-    objective.  The mixture is the most likely of ``num_starts`` Gaussian mixtures fitted by EM from
-    k-means; of a full-covariance mixture the components' own variances are taken.  With labels in
-    the data a second mixture starts at the means of the labelled codes, and labels count as
-    certain; without any, none are looked at.
+    objective.  The components get the weights, means and covariances (variances, where they are
+    diagonal) that the codes have under responsibilities of one of these:
+
+    ``clusters="mixture"``: the most likely of ``num_starts`` Gaussian mixtures fitted by EM from
+    k-means.  With labels in the data a second mixture starts at the means of the labelled codes,
+    and labels count as certain.
+
+    ``clusters="neighbours"``: the parts of the codes' graph of nearest neighbours with the least
+    normalised cut, see :mod:`.neighbours`; with labels in the data, these spread along it.
+
+    No other labels are looked at.
 
     Args:
         program, guide: trained in place.
         data: with x, and perhaps y.
         epochs, batch_size, lr: of the autoencoder.
         noise: sd of the noise on what its encoder reads (a denoising autoencoder).
+        clusters: ``"mixture"`` or ``"neighbours"``.
         covariance: ``"full"`` or ``"diag"``, of the mixture on the codes.
-        num_starts: mixtures from which the most likely is taken.
+        num_starts: mixtures from which the most likely is taken, or runs of k-means for each number
+            of eigenvectors of the graph.
+        num_neighbors: of each row in the graph.
         seed: of all of it.
         progress: show a progress bar.
         settings: further ones of the autoencoder's fit: folder, resume, compile, device.
+
+    Raises:
+        ValueError: an option has another value, or there are too few rows.
     """
-    only_x = data.drop(*(name for name in data.names if name != "x"))
-    reconstruction = EnumELBO(weights={"y": 0.0, "z": 0.0})
-    fit(
-        program, Mean(guide, noise), only_x, objective=reconstruction, epochs=epochs,
-        batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
-        decided_by={"noise": noise}, **settings,
+    if clusters not in get_args(Clusters):
+        raise ValueError(f"clusters is 'mixture' or 'neighbours', got {clusters!r}")
+    drawn = pretrain_autoencoder(
+        program, guide, data, epochs=epochs, batch_size=batch_size, lr=lr, noise=noise, seed=seed,
+        progress=progress, **settings,
     )  # fmt: skip
-    drawn = predict(program, Mean(guide), only_x, "z", num_samples=1, seed=seed)
-    codes = drawn.double().cpu().numpy()
-    mixture = gmm(codes, len(program.logits), seed, covariance, num_starts)
-    share = mixture.predict_proba(codes)
+    codes, size = drawn.double().cpu().numpy(), len(program.logits)
+    labels = known = None
     if "y" in data:
         labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
-        share = _start_at_labels(mixture, codes, share, labels, known)
-    total = share.sum(0)[:, None] + 1e-9
-    means = share.T @ codes / total
-    scales = np.sqrt((share.T @ codes**2 / total - means**2).clip(0))
-    program.set_mixture(share.mean(0) + 1e-9, means, scales)
+    if clusters == "neighbours":
+        graph = neighbour_graph(codes, num_neighbors)
+        if labels is None:
+            share = np.eye(size)[cut_graph(graph, size, num_starts=num_starts, seed=seed).clusters]
+        else:
+            share = np.eye(size)[spread_labels(graph, labels, known, size, seed=seed).clusters]
+    else:
+        mixture = gmm(codes, size, seed, covariance, num_starts)
+        share = mixture.predict_proba(codes)
+        if labels is not None:
+            share = _start_at_labels(mixture, codes, share, labels, known)
+    program.set_mixture(share, codes)
 
 
 def _start_at_labels(mixture: Any, codes: Any, share: Any, labels: Any, known: Any) -> Any:

@@ -1,0 +1,180 @@
+"""Clusters to start from: parts of a graph that joins each row to its nearest neighbours.
+
+A mixture of Gaussians asks that clusters are ellipsoids; rows of one class rather lie along a bent
+sheet.  Here they are only asked to be joined by neighbours::
+
+    W = 1 where one row is among the other's nearest neighbours       (symmetric)
+    cut(clusters) = sum_k (1 - links within k / links of k)           the normalised cut
+
+:func:`cut_graph` looks for the K clusters with the least cut: k-means on the leading eigenvectors
+of the normalised graph, from several starts and with several numbers of eigenvectors, then each
+row joins the majority of its neighbours.  :func:`spread_labels` is for rows of which some are
+labelled.  No label is looked at but those given.
+
+Sources: Jianbo Shi, Jitendra Malik, "Normalized cuts and image segmentation" (2000); Andrew Y. Ng,
+Michael I. Jordan, Yair Weiss, "On spectral clustering: analysis and an algorithm" (2001); Dengyong
+Zhou, Olivier Bousquet, Thomas N. Lal, Jason Weston, Bernhard Schölkopf, "Learning with local and
+global consistency" (2003).  That the graph is that of an autoencoder's codes: Ryan McConville, Raul
+Santos-Rodriguez, Robert J. Piechocki, Ian Craddock, "N2D: (not too) deep clustering via clustering
+the local manifold of an autoencoded embedding" (2020), who use UMAP.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse.linalg import cg, eigsh
+from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
+
+Array = NDArray[Any]
+
+ROUNDS = 30  # most rounds in which rows join the majority of their neighbours
+
+
+class Cut(NamedTuple):
+    """A partition of a graph.
+
+    Attributes:
+        clusters: of each row, ``(N,)``.
+        share: of each row's neighbours in each cluster, ``(N, K)``.
+        cut: the normalised cut, from 0 to K; less is better.
+    """
+
+    clusters: Array
+    share: Array
+    cut: float
+
+
+def neighbour_graph(codes: Array, num_neighbors: int = 15) -> Any:
+    """The symmetric graph of nearest neighbours, a sparse matrix ``(N, N)`` of zeros and ones.
+
+    Args:
+        codes: ``(N, D)``; Euclidean distances are taken.
+        num_neighbors: of each row; rows have more where they are the neighbour of others.
+
+    Raises:
+        ValueError: codes are no finite matrix, or there are not more rows than neighbours.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or not np.isfinite(codes).all():
+        raise ValueError(f"codes are finite and of shape (N, D), got {codes.shape}")
+    if not 1 <= num_neighbors < len(codes):
+        raise ValueError(
+            f"num_neighbors is from 1 to the {len(codes)} rows less one, got {num_neighbors}"
+        )
+    graph = NearestNeighbors(n_neighbors=num_neighbors).fit(codes).kneighbors_graph()
+    return graph.maximum(graph.T).tocsr()
+
+
+def normalised_cut(graph: Any, clusters: Array, num_clusters: int) -> float:
+    """The normalised cut of a partition: from 0, no link between clusters, to K.
+
+    Args:
+        graph: symmetric, ``(N, N)``.
+        clusters: integers ``(N,)``; a cluster without rows counts one.
+        num_clusters: K.
+    """
+    member = np.eye(num_clusters)[clusters]
+    within = (member * (graph @ member)).sum(0)
+    links = np.asarray(graph.sum(1)).ravel() @ member
+    return float((1 - within / np.maximum(links, 1e-12)).sum())
+
+
+def cut_graph(graph: Any, num_clusters: int, *, num_starts: int = 10, seed: int = 0) -> Cut:
+    """The partition with the least normalised cut that was found.
+
+    For each number of eigenvectors from K to K + 5 (K of them would do if clusters hardly touched;
+    where one of the first shows a part of a cluster, the next is needed) k-means has
+    ``num_starts`` starts.
+
+    Args:
+        graph: symmetric, ``(N, N)``, each row with a neighbour.
+        num_clusters: K.
+        num_starts: of k-means, for each number of eigenvectors.
+        seed: of all of it.
+
+    Raises:
+        ValueError: there are not at least K + 6 rows.
+    """
+    most = num_clusters + 5
+    if graph.shape[0] <= most:
+        raise ValueError(
+            f"{num_clusters} clusters need at least {most + 1} rows, got {graph.shape[0]}"
+        )
+    generator = np.random.default_rng(seed)
+    first = generator.normal(size=graph.shape[0])
+    _, vectors = eigsh(_normalised(graph), k=most, which="LA", tol=1e-4, v0=first)
+    vectors = vectors[:, ::-1]
+    found: list[tuple[float, Array]] = []
+    for count in range(num_clusters, most + 1):
+        some = vectors[:, :count]
+        some = some / np.linalg.norm(some, axis=1, keepdims=True).clip(1e-12)
+        for _ in range(num_starts):
+            start = int(generator.integers(2**31))
+            clusters = KMeans(num_clusters, n_init=1, random_state=start).fit(some).labels_
+            found.append((normalised_cut(graph, clusters, num_clusters), clusters))
+    clusters = min(found, key=lambda pair: pair[0])[1]
+    for _ in range(ROUNDS):
+        before, clusters = clusters, (graph @ np.eye(num_clusters)[clusters]).argmax(1)
+        if (before == clusters).all():
+            break
+    share = graph @ np.eye(num_clusters)[clusters]
+    share /= share.sum(1, keepdims=True)
+    return Cut(clusters, share, normalised_cut(graph, clusters, num_clusters))
+
+
+def spread_labels(
+    graph: Any, labels: Array, known: Array, num_classes: int, *, alpha: float = 0.99, seed: int = 0
+) -> Cut:
+    """The classes of all rows, where some are labelled: labels spread along the graph.
+
+    Solves ``F = alpha S F + (1 - alpha) Y`` with the normalised graph S and Y, the one-hot labels
+    divided by the number of rows that have the label.  Classes that no row is labelled with take
+    the parts of :func:`cut_graph` that agree least with the labelled ones.
+
+    Args:
+        graph: symmetric, ``(N, N)``, each row with a neighbour.
+        labels: integers ``(N,)``, read where known.
+        known: boolean, ``(N,)``.
+        num_classes: K.
+        alpha: from 0 to 1, how far labels spread.
+        seed: of the partition for classes without labels.
+
+    Returns:
+        classes ``(N,)``, those of labelled rows as given; shares ``(N, K)``; and the cut.
+
+    Raises:
+        ValueError: no row is known, or a label is not from 0 to K - 1.
+    """
+    labels, known = np.asarray(labels), np.asarray(known, dtype=bool)
+    if not known.any():
+        raise ValueError("labels are spread from labelled rows, but none is known")
+    if labels[known].min() < 0 or labels[known].max() >= num_classes:
+        raise ValueError(f"labels are from 0 to {num_classes - 1}, got {np.unique(labels[known])}")
+    given = np.zeros((len(labels), num_classes))
+    given[known, labels[known]] = 1
+    empty = np.setdiff1d(np.arange(num_classes), labels[known])
+    if len(empty):
+        parts = cut_graph(graph, num_classes, seed=seed).clusters
+        agreement = given.T @ np.eye(num_classes)[parts]
+        _, part = linear_sum_assignment(agreement, maximize=True)
+        for k in empty:
+            given[(parts == part[k]) & ~known, k] = 1
+    system = sparse.identity(len(labels)) - alpha * _normalised(graph)
+    given /= given.sum(0)
+    share = np.stack([cg(system, y, rtol=1e-5, maxiter=1000)[0] for y in given.T], 1).clip(0)
+    share = (share + 1e-12) / (share + 1e-12).sum(1, keepdims=True)
+    share[known] = np.eye(num_classes)[labels[known]]
+    classes = share.argmax(1)
+    return Cut(classes, share, normalised_cut(graph, classes, num_classes))
+
+
+def _normalised(graph: Any) -> Any:
+    """The graph divided by the roots of the numbers of links at both ends."""
+    root = sparse.diags(1 / np.sqrt(np.maximum(np.asarray(graph.sum(1)).ravel(), 1e-12)))
+    return root @ graph @ root

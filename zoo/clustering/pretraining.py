@@ -1,0 +1,124 @@
+"""The starts that clustering methods share: an autoencoder made of the pair itself, and centres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from pyrozoo.guides import Mean
+from pyrozoo.inference import Batch, EnumELBO, fit, predict
+from pyrozoo.zoo.baselines import check_clusters
+
+
+def pretrain_autoencoder(
+    program: nn.Module,
+    guide: nn.Module,
+    data: Batch,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    noise: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+    silent: Iterable[str] = ("y", "z"),
+    **settings: Any,
+) -> Tensor:
+    """Train a pair as an autoencoder and give the codes of all rows, ``(rows, D)``.
+
+    The guide is noiseless and only the likelihood is in the objective.
+
+    Args:
+        program, guide: trained in place, but for what only the silent sites depend on.
+        data: with x; labels are not looked at.
+        epochs, batch_size, lr: of its fit.
+        noise: sd of the noise on what the guide reads (a denoising autoencoder).
+        seed: of all of it.
+        progress: show a progress bar.
+        silent: sites whose terms are left out.
+        settings: further ones of the fit: folder, resume, compile, device.
+    """
+    only_x = data.drop(*(name for name in data.names if name != "x"))
+    fit(
+        program, Mean(guide, noise), only_x,
+        objective=EnumELBO(weights=dict.fromkeys(silent, 0.0)), epochs=epochs,
+        batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
+        decided_by={"noise": noise}, **settings,
+    )  # fmt: skip
+    return predict(program, Mean(guide), only_x, "z", num_samples=1, seed=seed)
+
+
+def start_centres(
+    program: Any, guide: Mean, data: Batch, *, num_starts: int = 20, seed: int = 0, **options: Any
+) -> None:
+    """Pretrain as an autoencoder, then put the centres ``program.loc`` on k-means of its codes.
+
+    Of ``num_starts`` runs of k-means the one with the least squared distance is taken.  With labels
+    in the data each centre gets the number of a label, one to one, so that most labelled rows
+    agree; without any, none are looked at.
+
+    Args:
+        program: with centres ``loc``, ``(K, D)``.
+        guide: of z, noiseless.
+        data: with x, and perhaps y.
+        num_starts: runs of k-means.
+        seed: of all of it.
+        options: of :func:`pretrain_autoencoder`.
+    """
+    codes = pretrain_autoencoder(program, guide.guide, data, seed=seed, **options).cpu().numpy()
+    size = len(program.loc)
+    check_clusters(size, len(codes))
+    found = KMeans(size, n_init=num_starts, random_state=seed).fit(codes)
+    centres = found.cluster_centers_
+    if "y" in data:
+        labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
+        agreement = np.zeros((size, size))  # label, cluster
+        np.add.at(agreement, (labels[known], found.labels_[known]), 1)
+        centres = centres[linear_sum_assignment(agreement, maximize=True)[1]]
+    with torch.no_grad():
+        program.loc.copy_(torch.as_tensor(centres))
+
+
+def start_network(
+    program: nn.Module,
+    guide: nn.Module,
+    network: nn.Module,
+    data: Batch,
+    objective: EnumELBO,
+    *,
+    epochs: int = 20,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: bool = False,
+    **settings: Any,
+) -> None:
+    """Train one part of a guide by the bound, and leave everything else as it is.
+
+    A q(y | x) that does not know yet what the mixture says would pull it apart.
+
+    Args:
+        program, guide: the pair.
+        network: the part of the guide that is trained.
+        data, objective: as the fit's.
+        epochs, lr, seed, progress: of its fit.
+        settings: further ones: device.
+    """
+    own = {id(x) for x in network.parameters()}
+    others = [x for net in (program, guide) for x in net.parameters()]
+    others = [x for x in others if id(x) not in own and x.requires_grad]
+    for x in others:
+        x.requires_grad_(False)
+    try:
+        fit(
+            program, guide, data, objective=objective, epochs=epochs, lr=lr, seed=seed,
+            progress=progress, title="q(y | x)", **settings,
+        )  # fmt: skip
+    finally:
+        for x in others:
+            x.requires_grad_(True)
