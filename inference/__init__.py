@@ -13,6 +13,7 @@ from pyrozoo.inference.staging.staged import Staged, stage
 from pyrozoo.inference.training import checkpoint, processes, schedules
 from pyrozoo.inference.training.fit import fit
 from pyrozoo.inference.training.result import Result, evaluate
+from pyrozoo.inference.training.tracking import Tracker
 
 __all__ = [
     "Batch",
@@ -22,6 +23,7 @@ __all__ = [
     "Staged",
     "Stored",
     "SubsetELBO",
+    "Tracker",
     "checkpoint",
     "evaluate",
     "fit",

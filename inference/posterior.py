@@ -8,6 +8,7 @@ are taken in slices, and nothing here changes a parameter, a buffer or the rando
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.bounds.contract import Factor, add, expectations, sum_out
+from pyrozoo.inference.bounds.contract import Factor, add, by_row, expectations, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
 from pyrozoo.inference.evidence import log_weights
@@ -191,13 +192,17 @@ def _responsibilities(
     counts, known = plan.counts(name, batch), batch.present(name)
     summed, drawn = name in plan.summed, plan.roles[name] in ("proposed", "merged")
     if drawn and not summed and counts is True:
-        probs = _of_guide(q, batch, plan, name)
+        probs = _of_guide(q, batch, plan, name, objective.num_particles)
     else:
         needed = touching(plan) if summed else {name}
         terms = objective.trace(observed_until(p, needed, plan), q, batch)
-        probs = _prior(terms.sites[name]["fn"], support, rows)
+        probs = _prior(terms.sites[name]["fn"], support, rows, site.dims[DATA])
         if summed or drawn:
-            own = _of_program(terms, name) if summed else _of_guide(q, batch, plan, name)
+            own = (
+                _of_program(terms, name)
+                if summed
+                else _of_guide(q, batch, plan, name, objective.num_particles)
+            )
             mask = torch.as_tensor(counts, device=own.device).reshape(-1, 1)
             probs = torch.where(mask, own, probs)
     if bool(known.any()):
@@ -216,28 +221,32 @@ def _of_program(terms: Terms, name: str) -> Tensor:
     _, weights = expectations(group, terms.sums, terms.plates)
     own = next(i for i, f in enumerate(group) if f.name == name)
     marginal = terms.weigh(sum_out(weights[own], group[own].sums - {dim}))
-    probs = marginal.movedim(dim, -1) if -dim <= marginal.dim() else marginal.unsqueeze(-1)
-    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(terms.rows, -1)
+    return by_row(marginal, terms.data_dim, dim, terms.rows)
 
 
-def _of_guide(q: Observed, batch: Batch, plan: Plan, name: str) -> Tensor:
-    """The guide's probabilities of a site that it enumerates."""
+def _of_guide(q: Observed, batch: Batch, plan: Plan, name: str, num_samples: int) -> Tensor:
+    """The guide's probabilities of a site that it enumerates, averaged over what it drew before."""
     enumerated = EnumMessenger(-1 - nesting(plan))(q)
-    sites = sample_sites(poutine.trace(enumerated).get_trace(batch))
-    found = {n: s for n, s in sites.items() if "_enumerate_dim" in s["infer"]}
-    dims = {n: s["infer"]["_enumerate_dim"] for n, s in found.items()}
-    joint = add(s["fn"].log_prob(s["value"]) for s in found.values()).exp()
-    joint = sum_out(joint, [d for n, d in dims.items() if n != name])
-    probs = joint.movedim(dims[name], -1) if -dims[name] <= joint.dim() else joint.unsqueeze(-1)
-    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(len(batch), -1)
+    pieces = []
+    for _ in range(num_samples):
+        sites = sample_sites(poutine.trace(enumerated).get_trace(batch))
+        found = {n: s for n, s in sites.items() if "_enumerate_dim" in s["infer"]}
+        dims = {n: s["infer"]["_enumerate_dim"] for n, s in found.items()}
+        joint = add(s["fn"].log_prob(s["value"]) for s in found.values()).exp()
+        joint = sum_out(joint, [d for n, d in dims.items() if n != name])
+        data_dim = plan.program.sites[name].dims[DATA]
+        pieces.append(by_row(joint, data_dim, dims[name], len(batch)))
+        earlier = itertools.takewhile(lambda n: n != name, sites)
+        if all(n in found or sites[n]["is_observed"] for n in earlier):
+            break  # it would be the same again
+    return torch.stack(pieces).mean(0)
 
 
-def _prior(fn: Any, support: Tensor, rows: int) -> Tensor:
+def _prior(fn: Any, support: Tensor, rows: int, data_dim: int) -> Tensor:
     """The prior of a finite site, averaged over whatever it depends on."""
     plain = getattr(fn, "proposal_log_prob", fn.log_prob)
     value = support.reshape(len(support), *[1] * len(fn.batch_shape), *fn.event_shape)
-    probs = plain(value).exp().movedim(0, -1)
-    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(rows, -1)
+    return by_row(plain(value).exp(), data_dim, -1 - len(fn.batch_shape), rows)
 
 
 # ---- draws ---------------------------------------------------------------------------------------

@@ -293,3 +293,18 @@ def test_importance_is_exact_for_summed_sites_and_refused_for_shared_ones():
     case = CASES["globals"]
     with pytest.raises(ValueError, match="'means' is shared by all rows"):
         posterior(*case.pair(), case.data(), 3, importance=True, inputs=["noise"])
+
+
+def test_responsibilities_with_rows_left_of_another_plate():
+    def views(batch):
+        rows = pyro.plate("data", len(batch), dim=-2)
+        with rows:
+            y = pyro.sample("y", dist.Categorical(torch.tensor([0.3, 0.7])))
+        with rows, pyro.plate("views", 2, dim=-1):
+            pyro.sample("x", dist.Normal(torch.tensor([-1.0, 1.0])[y], 1.0))
+
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    log_joint = -(x.unsqueeze(-1) - torch.tensor([-1.0, 1.0])).square().sum(1) / 2
+    exact = (log_joint + torch.tensor([0.3, 0.7]).log()).softmax(1)
+    found = responsibilities(views, lambda batch: None, {"x": x})
+    torch.testing.assert_close(found, exact)

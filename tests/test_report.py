@@ -1,4 +1,5 @@
 import base64
+import math
 import re
 import struct
 from html.parser import HTMLParser
@@ -12,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pyrozoo.guides import Amortized, Classifier, ProductOfExperts, Sequential
-from pyrozoo.inference import EnumELBO, Result, fit, metrics
-from pyrozoo.inference.reports import cards, plots, report
-from pyrozoo.zoo import datasets
+from pyrozoo.inference import EnumELBO, Result, Tracker, checkpoint, fit, metrics
+from pyrozoo.inference.reports import cards, diagnosis, epochs, plots, report
+from pyrozoo.zoo import datasets, folders, runs
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.multimodal import MVAE
 from pyrozoo.zoo.semisupervised import M2
@@ -99,8 +100,8 @@ def page(fitted, tmp_path_factory):
 
 def test_page_has_every_picture_in_both_modes(page):
     found, _ = page
-    assert len(found.images) == 6
-    assert found.tags.count("source") == 6
+    assert len(found.images) == 7
+    assert found.tags.count("source") == 7
     for image in found.images:
         png = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
         width, height = struct.unpack(">II", png[16:24])
@@ -145,7 +146,7 @@ def test_without_labels_and_without_images(fitted, blank, tmp_path):
     scores = report.write(tmp_path / "page.html", fitted, {"x": X})
     assert set(scores) == {"bound", "val_bound", "mean_confidence", "clusters_used"}
     found = Page(tmp_path / "page.html")
-    assert len(found.images) == 5
+    assert len(found.images) == 6
     assert "Labels against clusters" not in found.titles
 
 
@@ -155,7 +156,7 @@ def test_few_rows_one_latent_dimension_and_many_columns(rows, coarse, tmp_path):
     result = vade(x, num_clusters=3, latent_dim=1, likelihood="normal")
     labels = np.arange(rows)
     assert report.write(tmp_path / "page.html", result, {"x": x}, labels=labels)["bound"] < 0
-    assert len(Page(tmp_path / "page.html").images) == 6
+    assert len(Page(tmp_path / "page.html").images) == 7
 
 
 def test_one_cluster_used_and_identical_codes(fitted, blank, tmp_path):
@@ -173,7 +174,7 @@ def test_missing_entries_and_columns(blank, tmp_path):
     path = tmp_path / "page.html"
     for images in (None, IMAGES):
         assert report.write(path, result, data, images=images)["clusters_used"] <= 3
-        assert len(Page(path).images) == 5
+        assert len(Page(path).images) == 6
 
 
 def test_no_cluster_and_several_modalities(blank, tmp_path):
@@ -208,7 +209,7 @@ def test_a_classifier_is_scored_without_its_labels(blank, tmp_path):
     assert scores["accuracy_where_hidden"] == metrics.accuracy(Y[~known], predicted[~known])
     assert scores["calibration_error"] == metrics.calibration_error(probabilities, Y)
     found = Page(tmp_path / "page.html")
-    assert len(found.images) == 7
+    assert len(found.images) == 8
     assert {"Samples of each class", "Labels against predictions"} <= set(found.titles)
 
 
@@ -292,3 +293,153 @@ def test_plots_work_on_their_own():
     assert isinstance(plots.heat_map(counts, list(many.values()), list(many.values())), Figure)
     colour = np.zeros((3, 3, 16, 16))
     assert isinstance(plots.image_rows([("three channels", colour)], (-1, 1)), Figure)
+
+
+# ---- what looks wrong, and the epochs ---------------------------------------------------------------
+
+FINE = {
+    "loss": 30.0, "bound": -30.0, "y": -2.0, "z": -9.0, "x": -19.0, "used_y": 10.0,
+    "largest_y": 0.2, "entropy_y": 0.4, "active_z": 8.0, "grad_norm": 5.0, "grad_norm_max": 9.0,
+}  # fmt: skip
+
+
+def told(*changes, rows=1000, **now):
+    """Titles of what is found in records that are fine but for some changes."""
+    records = [*changes] or [{}] * 3
+    history = [{**FINE, **c, "epoch": i + 1.0} for i, c in enumerate(records)]
+    history[-1] |= now
+    found = diagnosis.diagnose(history, {"y": 10}, {"z": 10}, rows=rows)
+    assert all(f.seen.endswith(".") and f.advice.endswith(".") for f in found)
+    return [f.title for f in found]
+
+
+@pytest.mark.parametrize(
+    ("now", "title"),
+    [
+        (
+            {"entropy_y": 0.91 * math.log(10), "used_y": 2.0},
+            "The responsibilities of y are uniform",
+        ),
+        ({"entropy_y": 0.89 * math.log(10)}, None),
+        ({"used_y": 4.0}, "The clusters of y collapsed"),
+        ({"used_y": 5.0}, None),
+        ({"used_y": 4.0, "rows": 19}, None),
+        ({"y": -0.009}, "The divergence of y is zero"),
+        ({"y": -0.011}, None),
+        ({"active_z": 0.0, "z": -0.001}, "The posterior of z collapsed"),
+        ({"active_z": 1.0}, None),
+        ({"z": -0.001}, "The divergence of z is zero"),
+        ({"grad_norm_max": 501.0}, "Gradients exploded"),
+        ({"grad_norm_max": 499.0}, None),
+    ],
+)
+def test_what_looks_wrong_is_said_and_only_that(now, title):
+    assert told(**now) == ([] if title is None else [title])
+
+
+def test_a_gradient_that_was_large_at_first_has_not_exploded():
+    assert told({"grad_norm": 900.0, "grad_norm_max": 900.0}, {"grad_norm": 2.0}, {}, {}) == []
+
+
+def test_the_held_out_bound_falls_while_the_training_bound_rises():
+    def run(*pairs):
+        return told(*({"bound": a, "val_bound": b} for a, b in pairs))
+
+    title = "The held-out bound falls while the training bound rises"
+    assert run((-40, -41), (-30, -31), (-25, -33), (-20, -36)) == [title]
+    assert run((-40, -41), (-30, -31), (-25, -31.1), (-20, -31.1)) == []
+    assert run((-40, -41), (-30, -31), (-31, -33), (-32, -36)) == []  # both fall
+
+
+def test_what_a_history_lacks_is_not_looked_at():
+    old = [{"epoch": 1.0, "loss": 3.0, "bound": -3.0, "y": -1.0, "z": -1.0, "x": -1.0}]
+    assert diagnosis.diagnose(old, {}, {"z": 3}) == diagnosis.diagnose([], {"y": 2}) == []
+    assert diagnosis.looked_at(old) == diagnosis.looked_at([]) == []
+    new = diagnosis.looked_at([{**old[0], "used_y": 2.0, "entropy_y": 0.1, "grad_norm": 1.0}])
+    assert new == ["clusters used", "responsibilities", "gradients"]
+
+
+def test_panels_and_pictures_of_the_epochs():
+    history = [{**FINE, "epoch": e + 1.0} for e in range(4)]
+    shares = {"y": {e: np.full(10, 0.1) for e in range(1, 5)}}
+    figure = epochs.watched(history, {"y": 10}, {"z": 10}, shares, kept=3)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles[0] == "y: clusters used, of 10"
+    assert len(titles) == 5
+    assert figure.axes[2].get_ylabel() == "nats per datum"
+    assert figure.axes[3].lines[0].get_ydata().tolist() == [8.0] * 4
+    assert len({ax.get_xlim() for ax in figure.axes}) == 1
+    assert epochs.watched([{"epoch": 1.0, "bound": -1.0}], {"y": 10}, {}) is None
+    codes = {e: np.random.default_rng(e).normal(size=(30, 4)) for e in range(1, 13)}
+    codes[3][5] = np.nan
+    groups = {e: np.arange(30) % 3 for e in codes}
+    names = {k: str(k) for k in range(3)}
+    figure = epochs.strip(codes, groups, names, dict(enumerate(plots.COLOURS[:3])), "z")
+    assert len(figure.axes) == epochs.PICTURES
+    assert figure.axes[-1].get_title(loc="left") == "epoch 12"
+    assert len({(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes}) == 1
+    last = figure.axes[-1].collections[0].get_offsets()
+    assert np.asarray(last).mean(0) == pytest.approx([0, 0], abs=1e-12)  # centred where it ends
+    narrow = {e: c[:, :1] for e, c in codes.items()}
+    assert len(epochs.strip(narrow, groups, {}, {}, "z").axes) == epochs.PICTURES
+
+
+def test_a_page_says_and_shows_what_was_tracked(blank, tmp_path):
+    tracker, path = Tracker(), tmp_path / "page.html"
+    result = vade(tracker=tracker)
+    report.write(path, result, {"x": X}, labels=Y, track=tracker)
+    found = Page(path)
+    assert {"Clusters and latents over time", "How z came to be, by cluster"} <= set(found.titles)
+    assert len(found.images) == 8
+    tracker.labels = Y[tracker.rows]
+    report.write(path, result, {"x": X}, labels=Y, track=tracker)
+    assert "How z came to be, by label" in Page(path).titles
+    assert "used_y" not in Page(path).words  # the table of the history has nats
+    healthy = [{**FINE, "epoch": 1.0, "used_y": 4.0}]
+    result.history = healthy
+    report.write(path, result, {"x": X})
+    assert "Nothing stands out" in Page(path).titles
+    result.history = [{**healthy[0], "active_z": 0.0, "z": -0.001}]
+    report.write(path, result, {"x": X})
+    page = Page(path)
+    assert "What looks wrong" in page.titles
+    assert "The posterior of z collapsed." in page.words
+
+
+def test_m2_without_labels_is_flagged(blank, tmp_path):
+    program = M2(64, 10, 4, (16,))
+    guide = Sequential(
+        Classifier(program, "y", ["x"], (16,)), Amortized(program, ["x", "y"], (16,))
+    )
+    result = train(program, guide, {"x": X})
+    report.write(tmp_path / "page.html", result, {"x": X})
+    assert "The responsibilities of y are uniform." in Page(tmp_path / "page.html").words
+
+
+def test_run_folders_with_and_without_what_was_tracked(blank, tmp_path):
+    spec = {"method": "vade", "data": {"name": "digits", "split": "test"}, "fit": {"epochs": 2}}
+    spec |= {"options": {"hidden": [8], "latent_dim": 2}, "start": {"epochs": 1}}
+    runs.run(spec, tmp_path / "run", progress=False)
+    run = folders.load(tmp_path / "run", runs.make_model)
+    assert run.track is not None
+    assert torch.equal(run.track.labels, run.labels[run.track.rows])
+    assert "How z came to be, by label" in Page(tmp_path / "run" / "report.html").titles
+    rows = tmp_path / "run" / "rows.safetensors"
+    tensors, meta = checkpoint.load(rows)
+    old = {name: value for name, value in tensors.items() if not name.startswith("track.")}
+    checkpoint.save(rows, old, meta)
+    model, history = tmp_path / "run" / "model.safetensors", run.result.history
+    known, facts = checkpoint.load(model)
+    terms = ("epoch", "loss", "bound", "x", "y", "z", "seconds")
+    facts["history"] = [{name: record[name] for name in terms} for record in history]
+    checkpoint.save(model, known, facts)
+    again = folders.load(tmp_path / "run", runs.make_model)
+    assert again.track is None
+    folders.write_report(again)
+    found = Page(tmp_path / "run" / "report.html")
+    assert "Clusters and latents over time" not in found.titles
+    assert any("kept neither clusters nor gradients" in word for word in found.words)
+    tensors["track.values.codes.z"] = tensors["track.values.codes.z"][:, :3]
+    checkpoint.save(rows, tensors, meta)
+    with pytest.raises(ValueError, match=r"rows.safetensors is damaged: what was tracked of 'z'"):
+        folders.load(tmp_path / "run", runs.make_model)

@@ -3,7 +3,8 @@
 ======================== =========================================================================
 ``checkpoint.safetensors`` state of the fit, to go on from
 ``model.safetensors``    the parameters that were kept, and the history
-``rows.safetensors``     the rows that the report shows, at most 10,000 of each kind
+``rows.safetensors``     the rows that the report shows, at most 10,000 of each kind, and what was
+                         tracked of the epochs
 ``run.json``             specification, seed, versions, shapes of the sites, columns of a table
 ``metrics.json``         figures, and those of the rivals
 ``history.csv``          one line an epoch
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrozoo.inference import Batch, Result, checkpoint
+from pyrozoo.inference import Batch, Result, Tracker, checkpoint
 from pyrozoo.inference.reports import report
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.safety import inside, read_facts, read_figures, write_json
@@ -56,6 +57,7 @@ class Run:
     test: Batch
     test_labels: Tensor
     schema: Any
+    track: Tracker | None = None
 
     @property
     def supervised(self) -> bool:
@@ -75,6 +77,7 @@ def store(
     task: Task,
     figures: Mapping[str, Any],
     facts: Mapping[str, Any],
+    track: Tracker | None = None,
 ) -> None:
     """Write everything but the report."""
     check(folder)
@@ -84,6 +87,9 @@ def store(
     tensors = _pack("train", rows, labels)
     if not task.transductive:
         tensors |= _pack("test", *_some(task.test, task.test_labels))
+    if track is not None:
+        track.labels = task.labels[track.rows]
+        tensors |= {f"track.{name}": value for name, value in track.pack().items()}
     meta = {"kind": "rows", "torch": str(torch.__version__), "probe": _probe(result, rows)}
     checkpoint.save(folder / "rows.safetensors", tensors, meta)
     write_json(folder / "metrics.json", figures)
@@ -124,6 +130,7 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
     test, test_labels = train, labels
     if any(name.startswith("test.") for name in tensors):
         test, test_labels = _unpack("test", tensors, path)
+    track = _track(tensors, path)
     images = {name: tuple(shape) for name, shape in facts["images"].items()}
     task = Task(
         train, labels, test, test_labels, images, facts["label_names"],
@@ -139,7 +146,8 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
         raise ValueError(f"{folder / 'model.safetensors'} has NaN in {', '.join(bad[:4])}")
     _check_probe(result, train, meta, folder)
     figures = read_figures(inside(folder, "metrics.json"))
-    return Run(folder, model, result, facts, figures, train, labels, test, test_labels, schema)
+    rows = (train, labels, test, test_labels)
+    return Run(folder, model, result, facts, figures, *rows, schema, track)
 
 
 def check(folder: Path) -> None:
@@ -191,7 +199,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
         cluster="y" if run.finite else None,
         baselines={k: v for k, v in run.figures.items() if isinstance(v, dict)},
         title=f"{spec['method']} on {source}", facts=facts,
-        classes=run.supervised and run.finite and labels is not None,
+        classes=run.supervised and run.finite and labels is not None, track=run.track,
     )  # fmt: skip
     return path
 
@@ -226,6 +234,15 @@ def _pack(kind: str, batch: Batch, labels: Tensor) -> dict[str, Tensor]:
         if batch.partly(name):
             tensors[f"{kind}.present.{name}"] = batch.present(name)
     return tensors
+
+
+def _track(tensors: Mapping[str, Tensor], path: Path) -> Tracker | None:
+    """What was tracked of the epochs; None in a folder without."""
+    found = {k.removeprefix("track."): v for k, v in tensors.items() if k.startswith("track.")}
+    try:
+        return Tracker.unpack(found) if found else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _unpack(kind: str, tensors: Mapping[str, Tensor], path: Path) -> tuple[Batch, Tensor]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pyrozoo.inference import Result, processes
+from pyrozoo.inference import Result, Tracker, processes
 from pyrozoo.inference.training.guarding import out_of_memory
 from pyrozoo.zoo import scoring
 from pyrozoo.zoo.baselines import check_clusters
@@ -203,9 +203,10 @@ def run(
     from pyrozoo.zoo import folders
 
     folders.check(folder)
+    track = Tracker()
     model, result, task, figures = fit_spec(
         spec, seed, root=root, progress=progress, make=make, folder=folder, resume=resume,
-        device=device, devices=devices, save_every=10,
+        device=device, devices=devices, save_every=10, tracker=track,
     )  # fmt: skip
     if processes.rank():
         return figures
@@ -215,6 +216,7 @@ def run(
     folders.store(
         folder, model, result, task, everything,
         {"spec": spec, "seed": seed, "command": command, "versions": versions()},
+        track if len(track.rows) else None,
     )  # fmt: skip
     folders.write_report(folders.load(folder, lambda *_: model))
     return everything

@@ -142,3 +142,17 @@ def add(tensors: Iterable[Tensor]) -> Tensor:
 def spread(value: Tensor, weights: Tensor) -> Tensor:
     """Weights times values; zero, with a finite gradient, where the weight is zero."""
     return weights * torch.where(weights > 0, value, value.new_zeros(()))
+
+
+def by_row(probs: Tensor, data_dim: int, dim: int, rows: int) -> Tensor:
+    """Probabilities ``(rows, K)`` of a site's values, averaged over all dimensions but two.
+
+    Args:
+        probs: with the rows at ``data_dim`` and the values at ``dim``, both negative.
+        data_dim, dim: as said; what is not there has size one.
+        rows: how many there are.
+    """
+    width = max(-dim, -data_dim)
+    probs = probs.reshape((1,) * (width - probs.dim()) + probs.shape)
+    probs = probs.movedim((data_dim, dim), (-2, -1))
+    return probs.reshape(-1, *probs.shape[-2:]).mean(0).expand(rows, -1)

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from sklearn.decomposition import PCA
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.reports import plots
+from pyrozoo.inference.reports import epochs, plots
 from pyrozoo.inference.reports.view import MAX_POINTS, View
 
 MAX_CLUSTERS, NUM_DRAWS = 20, 12
@@ -51,6 +51,34 @@ def curves(view: View) -> list[Card]:
     if not view.result.history:
         return []
     return [Card("curves", "What training did", plots.curves(view.result.history, view.kept))]
+
+
+def watched(view: View) -> list[Card]:
+    """Clusters, latents and gradients against the epoch."""
+    track, history = view.track, view.result.history
+    shares = {} if track is None else track.shares
+    numbers = {n: {e: v.numpy() for e, v in by.items()} for n, by in shares.items()}
+    colours = {view.cluster: view.colours} if view.cluster is not None else {}
+    figure = epochs.watched(history, view.finite, view.dims, numbers, colours, view.kept)
+    return [] if figure is None else [Card("watched", "Clusters and latents over time", figure)]
+
+
+def strip(view: View) -> list[Card]:
+    """The codes of some rows, epoch by epoch."""
+    track = view.track
+    if track is None or not track.codes:
+        return []
+    codes = {epoch: values.numpy() for epoch, values in track.codes.items()}
+    groups = {epoch: np.full(len(track.rows), -1) for epoch in codes}
+    names, colours, by = {}, {}, ""
+    if track.labels is not None and view.labels is not None and bool((track.labels >= 0).all()):
+        names, colours, by = view.label_names, view.label_colours, ", by label"
+        groups = dict.fromkeys(codes, track.labels.numpy())
+    elif (found := track.found.get(view.cluster or "")) is not None and set(found) >= set(codes):
+        names, colours, by = view.names, view.colours, ", by cluster"
+        groups = {epoch: found[epoch].numpy() for epoch in codes}
+    figure = epochs.strip(codes, groups, names, colours, track.site)
+    return [Card("strip", f"How {track.site} came to be{by}", figure)]
 
 
 def samples(view: View) -> list[Card]:

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from pyrozoo.inference.training.tracking import is_watched
+
 Array = NDArray[Any]
 
 INK, MUTED, FAINT = "#2b303b", "#6b7280", "#d5d9e0"
@@ -40,8 +42,7 @@ def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> F
         history: one record an epoch, as in :class:`pyrozoo.inference.Result`.
         kept: the epoch whose parameters were kept, marked by a line.
     """
-    skip = ("epoch", "loss", "seconds", "bound")
-    names = ["bound", *(n for n in history[-1] if n not in skip and not n.startswith("val_"))]
+    names = ["bound", *terms_of(history[-1])]
     columns = 4 if len(names) in (4, 7, 8) else min(3, len(names))
     rows = math.ceil(len(names) / columns)
     fig = Figure(figsize=(min(9.4, 3.6 * columns), 2.3 * rows), layout="constrained")
@@ -61,6 +62,13 @@ def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> F
             ax.legend(frameon=False, fontsize=8, labelcolor=MUTED)
         _label(ax, "epoch", "" if i % columns else "nats per datum")
     return fig
+
+
+def terms_of(record: Mapping[str, float]) -> list[str]:
+    """The entries of a record that are terms of the bound."""
+    others = ("epoch", "loss", "seconds", "bound")
+    names = [n for n in record if n not in others and not n.startswith("val_")]
+    return [n for n in names if not is_watched(n, record)]
 
 
 def image_rows(

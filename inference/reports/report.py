@@ -1,9 +1,10 @@
 """A report: one self-contained HTML page about a fitted pair, for whoever has just trained it.
 
-``write("report.html", result, data, labels=labels, images={"x": (1, 28, 28)})`` draws what the
-pieces allow (curves, samples of each cluster, reconstructions, latents, confusion, sizes) and
-returns the figures that it shows.  Only the report looks at the labels; values of the reported
-cluster that the data hold are hidden before it is predicted.
+``write("report.html", result, data, labels=labels, images={"x": (1, 28, 28)})`` says what looks
+wrong, draws what the pieces allow (curves, clusters and latents over time, samples of each cluster,
+reconstructions, latents, confusion, sizes) and returns the figures that it shows.  Only the report
+looks at the labels; values of the reported cluster that the data hold are hidden before it is
+predicted.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pyrozoo.inference.batch import Data
 from pyrozoo.inference.metrics import Array
 from pyrozoo.inference.reports import cards as pictures
 from pyrozoo.inference.reports.cards import Card
+from pyrozoo.inference.reports.diagnosis import looked_at
 from pyrozoo.inference.reports.view import View
 from pyrozoo.inference.training.result import Record, Result
+from pyrozoo.inference.training.tracking import Tracker, is_watched
 
 HISTORY_ROWS = 9
 
@@ -44,6 +47,7 @@ def write(
     title: str = "",
     facts: Mapping[str, Any] | None = None,
     figures: Mapping[str, Figure] | None = None,
+    track: Tracker | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Write the page, and return the figures that it shows.
@@ -63,6 +67,8 @@ def write(
         title: default: the name of the program.
         facts: what else to state: command, seed, versions.
         figures: title -> a figure of your own, shown on white.
+        track: what a :class:`.Tracker` kept of the fit, for the pictures of its epochs; its
+            ``labels``, if it has some, colour them.
         seed: of everything that is drawn.
 
     Returns:
@@ -77,11 +83,13 @@ def write(
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        view = View(result, data, labels, label_names, images or {}, cluster, classes)
+        view = View(result, data, labels, label_names, images or {}, cluster, classes, track)
         view.columns = dict(columns or {})
         scores = view.scores()
         draw = (
             pictures.curves,
+            pictures.watched,
+            pictures.strip,
             pictures.samples,
             pictures.rebuilt,
             pictures.codes,
@@ -106,7 +114,9 @@ def write(
         baselines=baselines or {},
         facts=facts or {},
         history=history,
-        columns=list(dict.fromkeys(name for record in history for name in record)),
+        columns=[n for n in dict.fromkeys(k for r in history for k in r) if not _aside(n, history)],
+        findings=view.findings(),
+        looked_at=looked_at(result.history),
         parameters=sum({id(p): p.numel() for net in nets for p in net.parameters()}.values()),
         seconds=sum(record.get("seconds", 0.0) for record in result.history),
     )
@@ -127,6 +137,10 @@ def _some(history: Sequence[Record]) -> list[Record]:
         return list(history)
     which = np.unique(np.geomspace(1, len(history), HISTORY_ROWS).round().astype(int) - 1)
     return [history[i] for i in which]
+
+
+def _aside(name: str, history: Sequence[Record]) -> bool:
+    return any(is_watched(name, record) for record in history)
 
 
 def _name(net: Any) -> str:

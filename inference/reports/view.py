@@ -19,8 +19,10 @@ from torch import nn
 from pyrozoo.inference import metrics
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.graph import read_graph
+from pyrozoo.inference.reports.diagnosis import Finding, diagnose
 from pyrozoo.inference.reports.plots import COLOURS
 from pyrozoo.inference.training.result import Result
+from pyrozoo.inference.training.tracking import ROWS, Tracker
 
 Array = NDArray[Any]
 
@@ -39,10 +41,12 @@ class View:
         images: Mapping[str, tuple[int, int, int]],
         cluster: str | None,
         classes: bool,
+        track: Tracker | None = None,
     ) -> None:
         nets = [net for net in (result.program, result.guide) if isinstance(net, nn.Module)]
         device = next((p.device for net in nets for p in net.parameters()), None)
         self.result, self.images, self.classes = result, images, classes
+        self.track = track
         self.columns: dict[str, Sequence[str]] = {}  # names of the columns of a site
         self.batch = Batch.of(data).to(device)
         if len(self.batch) == 0:
@@ -59,6 +63,14 @@ class View:
                     f"images: a row of {name!r} has shape {found}, which is not {shape}"
                 )
         finite = [n for n, s in local.items() if s.summable and len(s.dims) == 1]
+        now = result.history[-1] if result.history else {}
+        watched = [n for n in finite if f"used_{n}" in now]
+        self.finite = {n: len(local[n].fn.enumerate_support(expand=False)) for n in watched}
+        self.dims = {
+            n: s.row_shape.numel()
+            for n, s in self.inner.items()
+            if s.continuous and not s.fixed and n not in self.batch
+        }
         latent = [n for n in finite if n in self.inner]
         self.cluster = latent[0] if cluster is None and len(latent) == 1 else cluster
         if self.cluster is not None:
@@ -105,6 +117,16 @@ class View:
         rest = [k for k in self.clusters if k not in self.matched]
         self.colours = {k: self.label_colours[v] for k, v in self.matched.items()}
         self.colours |= {k: free[i % len(free)] for i, k in enumerate(rest)}
+
+    @property
+    def watched_rows(self) -> int:
+        """How many training rows were watched in the fit."""
+        return min(ROWS, self.result.objective.num_rows or len(self.batch))
+
+    def findings(self) -> list[Finding]:
+        """What looks wrong in the history."""
+        rows = self.watched_rows
+        return diagnose(self.result.history, self.finite, self.dims, rows=rows, kept=self.kept)
 
     def scores(self) -> dict[str, float]:
         """The figures of the page, as :func:`.report.write` returns them."""

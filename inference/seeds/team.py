@@ -24,6 +24,7 @@ from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Record, Result, evaluate
 from pyrozoo.inference.training.rows import epoch_order, make_ready
 from pyrozoo.inference.training.schedules import Schedule
+from pyrozoo.inference.training.tracking import ROWS, Watch
 
 
 @dataclass
@@ -91,7 +92,7 @@ def member(
     )
     guard.first = False  # what it would look for now is looked for by the tracer
     order, draws = Generator().manual_seed(seed), Generator(whole.device).manual_seed(seed)
-    sample = train if len(train) <= 1000 else train[:1000]
+    sample = train if len(train) <= ROWS else train[:ROWS]
     return Member(seed, result, staged, rows, visits, sample, held_out, guard, order, draws)
 
 
@@ -166,11 +167,12 @@ def _epoch(
     training: Training,
     bar: Bar,
     epoch: int,
-) -> list[float]:
-    """Visit all rows once; gives the mean loss of each seed."""
+) -> list[Record]:
+    """Visit all rows once; gives the mean loss of each seed, and the norms of its gradients."""
     orders = [m.rows[epoch_order(m.sample, m.visits, m.order).cpu()] for m in team]
     pieces = torch.stack(orders).to(whole.device).split(training.batch_size, 1)
     total = torch.zeros(len(team), device=whole.device)
+    norms, largest = (torch.zeros_like(total, dtype=torch.float64) for _ in range(2))
     draws = [m.draws for m in team]
     for number, index in enumerate(pieces):
         now = epoch + number / len(pieces)
@@ -194,8 +196,13 @@ def _epoch(
                     x.grad.mul_(factors.reshape(-1, *[1] * (x.dim() - 1)))
         engine.step()
         total += losses * index.shape[1]
+        norms += squares.sqrt()
+        largest = torch.maximum(largest, squares.sqrt().to(largest))
         bar.step((epoch + (number + 1) / len(pieces)) / training.epochs)
-    return [float(x) / len(orders[0]) for x in total]
+    return [
+        {"loss": loss / len(orders[0]), "grad_norm": norm / len(pieces), "grad_norm_max": top}
+        for loss, norm, top in zip(total.tolist(), norms.tolist(), largest.tolist(), strict=True)
+    ]
 
 
 def _check(
@@ -212,11 +219,11 @@ def _check(
         raise FloatingPointError(f"seed {m.seed}: {error}") from error
 
 
-def _figures(m: Member, epoch: int, mean: float) -> Record:
+def _figures(m: Member, epoch: int, means: Record) -> Record:
     """The record of an epoch but for its time."""
     program, guide, objective = m.result.program, m.result.guide, m.result.objective
-    record = {"epoch": epoch + 1.0, "loss": mean}
-    record |= evaluate(program, guide, m.sample, objective)
+    record, watch = {"epoch": epoch + 1.0, "loss": means["loss"]}, Watch()
+    record |= evaluate(program, guide, m.sample, objective, watch=watch)
     if m.held_out is not None:
         found = evaluate(program, guide, m.held_out, objective)
         record |= {f"val_{name}": value for name, value in found.items()}
@@ -225,7 +232,8 @@ def _figures(m: Member, epoch: int, mean: float) -> Record:
         m.guard.check_record(record)
     except FloatingPointError as error:
         raise FloatingPointError(f"seed {m.seed}: {error}") from error
-    return record
+    watched = {**watch.figures(), **means}
+    return record | {name: value for name, value in watched.items() if name not in record}
 
 
 def _finish(m: Member, record: Record, training: Training) -> bool:

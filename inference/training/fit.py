@@ -35,6 +35,7 @@ from pyrozoo.inference.training.result import Record, Result, evaluate
 from pyrozoo.inference.training.rows import epoch_order, make_ready, mixing
 from pyrozoo.inference.training.schedules import Schedule
 from pyrozoo.inference.training.state import State
+from pyrozoo.inference.training.tracking import ROWS, Norms, Tracker, Watch
 
 
 def fit(
@@ -56,6 +57,7 @@ def fit(
     seed: int = 0,
     inputs: Iterable[str] = (),
     callbacks: Sequence[Callable[[Result], bool | None]] = (),
+    tracker: Tracker | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     save_every: int = 1,
@@ -94,6 +96,8 @@ def fit(
         inputs: names of values that are read but are no sites.
         callbacks: plain functions, called with the result after every epoch; returning True stops.
             On resuming a run that had stopped they are asked again.
+        tracker: keeps latents and clusters of some rows for a report, see :mod:`.tracking`; of
+            several processes the first one's.
         folder: where checkpoints go (``checkpoint.safetensors``); none by default.  One fit at a
             time; the first is written before the first step.
         resume: go on from the checkpoint in ``folder`` if there is one, bit for bit (but for the
@@ -176,6 +180,7 @@ def fit(
         shown = "loss" if 0 in objective.weights.values() else "bound"
         bar = Bar(progress and ranks.first, title, shown)
         guard = Guard(objective, p, q, names, rows, batch_size, state.describe, bar.say)
+        norms = Norms(fabric.device)
         staged: Staged | None = None
 
         def step_of(batches: Iterator[Batch], index: Tensor, share: float) -> Tensor:
@@ -183,7 +188,10 @@ def fit(
             if staged is not None and fabric.device.type == "cuda" and ranks.size == 1:
                 batch = next(batches)
                 check = functools.partial(guard.check, batch=batch, index=index)
-                return staged.step(batch, engine.optimizer, clip, check)
+                loss = staged.step(batch, engine.optimizer, clip, check)
+                if clip is None:  # else the gradient is clipped already
+                    norms.add(parameters)
+                return loss
             with ranks.step(parameters, share) as mine:
                 if len(index):
                     batch = next(batches)
@@ -194,8 +202,9 @@ def fit(
                     else:
                         mine.loss = staged(batch)
                     guard.check(mine.loss, batch, index)
+            norm = norms.add(parameters)
             if clip is not None:
-                nn.utils.clip_grad_norm_(parameters, clip)
+                nn.utils.clip_grads_with_norm_(parameters, clip, norm)
             engine.step()
             return mine.loss.detach()
 
@@ -219,21 +228,25 @@ def fit(
 
         def figures(epoch: int, mean: float, started: float) -> Record:
             """The record of an epoch."""
-            record = {"epoch": epoch + 1.0, "loss": mean}
-            record |= score(train if len(train) <= 1000 else train[:1000])
+            record, watch = {"epoch": epoch + 1.0, "loss": mean}, Watch()
+            record |= score(train if len(train) <= ROWS else train[:ROWS], watch)
             if held_out is not None:
                 record |= {f"val_{name}": value for name, value in score(held_out).items()}
             guard.check_record(record)
+            watched = {**watch.figures(), **norms.figures()}
+            record |= {name: value for name, value in watched.items() if name not in record}
+            if tracker is not None:
+                tracker.note(epoch + 1, rows[:ROWS], watch)
             return {**record, "seconds": time.perf_counter() - started}
 
-        def score(batch: Batch) -> Record:
+        def score(batch: Batch, watch: Watch | None = None) -> Record:
             """The bound of a batch, in slices of a step's size if there is no memory for more."""
             try:
-                return evaluate(p, q, batch, objective)
+                return evaluate(p, q, batch, objective, watch=watch)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-            return evaluate(p, q, batch, objective, batch_size=batch_size)
+            return evaluate(p, q, batch, objective, batch_size=batch_size, watch=watch)
 
         unchecked, weighted = pyro.validation_enabled(False), _scheduled(objective, scheduled)
         with seeded(seed), unchecked, weighted, guard, bar, Reader(train) as reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pyrozoo.inference.observing import Net
 from pyrozoo.inference.posterior import posterior, predict, responsibilities
 from pyrozoo.inference.training import checkpoint
 from pyrozoo.inference.training.facts import check_facts
+from pyrozoo.inference.training.tracking import Watch
 
 Record = dict[str, float]
 
@@ -30,7 +32,8 @@ class Result:
 
     ``history`` has one record an epoch: ``epoch``, ``loss`` (the training objective, with its
     weights), ``bound`` (nats per datum, without), one value per term of the bound, ``val_*`` for
-    held-out data, ``seconds``.  ``sites`` says in words what was done with each site.
+    held-out data, what is watched (:mod:`.tracking`: clusters used, entropies, active units, norms
+    of the gradient), ``seconds``.  ``sites`` says in words what was done with each site.
     """
 
     program: Net
@@ -121,11 +124,12 @@ def evaluate(
     num_particles: int = 1,
     seed: int = 0,
     batch_size: int = 1024,
+    watch: Watch | None = None,
 ) -> Record:
     """The bound and its terms in nats per datum, with all weights one and in evaluation mode.
 
     The draws are seeded and the global random state is left as it was, so that the same parameters
-    give the same numbers.
+    give the same numbers.  ``watch`` has a look at what is computed, see :mod:`.tracking`.
     """
     options = objective or EnumELBO()
     plain = EnumELBO(
@@ -135,10 +139,13 @@ def evaluate(
     batch = p.pairing.prepare(data)
     rows = options.num_rows or len(batch)
     sums: dict[str, float] = {}
+    if watch is not None:
+        watch.clear()
+    look = plain.terms if watch is None else functools.partial(watch.terms, plain)
     with torch.no_grad(), evaluating(p, q), pyro.validation_enabled(False), seeded(seed):
         for start in range(0, len(batch), batch_size):
             piece = batch[start : start + batch_size]
-            for name, term in plain.terms(p, q, piece).items():
+            for name, term in look(p, q, piece).items():
                 share = term.sum() if term.dim() else term * (len(piece) / rows)
                 sums[name] = sums.get(name, 0.0) + float(share) / len(batch)
     return {"bound": sum(sums.values()), **sums}
