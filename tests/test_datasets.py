@@ -44,7 +44,9 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_names_are_what_load_offers() -> None:
-    assert datasets.names() == ["digits", "fashion_mnist", "mnist"]
+    assert datasets.names() == [
+        "coloured_digits", "coloured_mnist", "digits", "fashion_mnist", "mnist"
+    ]  # fmt: skip
 
 
 def test_digits_are_scaled_and_shaped() -> None:

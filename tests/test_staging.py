@@ -98,14 +98,18 @@ DATA = {
         "x_b": (torch.rand(8, 4), torch.arange(8) > 2),
     },
     "hivae": lambda: {"x": (torch.rand(8, 3), torch.rand(8, 3) < 0.7)},
+    "mfcvae": lambda: {"x": torch.rand(8, 6)},
 }
 
 
 @pytest.mark.parametrize("name", zoo.list_methods())
 def test_every_entry_of_the_catalogue_is_staged_and_draws_the_same(name):
-    data = DATA[name]()
+    data = Batch.of(DATA.get(name, DATA["vade"])())
     options = {"num_random": 2} if name == "mvae" else {"hidden": (8,)}
     model = zoo.create(name, data, **options)
+    if model.prepare is not None:
+        data, _ = model.prepare(data)
+        model.objective.inputs = tuple(model.settings["inputs"])
     program, guide = model.program.double(), model.guide.double()
     model.objective.split = False  # the split pass draws in another order
     staged = staged_graph(model.objective, program, guide, data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -18,22 +19,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from pyrozoo.guides import Amortized, Classifier, Part, ProductOfExperts, Sequential
+from pyrozoo.guides import (
+    Amortized,
+    Classifier,
+    Ladder,
+    Mean,
+    MixturePosterior,
+    Part,
+    ProductOfExperts,
+    Sequential,
+)
 from pyrozoo.inference import Batch, EnumELBO, Result, SubsetELBO, fit, schedules
 from pyrozoo.inference.batch import Data
 from pyrozoo.inference.modes import seeded
-from pyrozoo.zoo.clustering import VaDE
+from pyrozoo.zoo.clustering import DCN, DEC, GMVAE, MFCVAE, VAEEM, VaDE
+from pyrozoo.zoo.clustering.dcn import follow_centres
+from pyrozoo.zoo.clustering.dec import INPUTS, follow_targets, set_target
+from pyrozoo.zoo.clustering.mfcvae import each, fade_in, open_gates, start_facets
+from pyrozoo.zoo.clustering.pretraining import start_centres, start_network
 from pyrozoo.zoo.clustering.vade import start_mixture
+from pyrozoo.zoo.clustering.vaeem import EStep, StackEncoder, start_kmeans
 from pyrozoo.zoo.imputation import HIVAE
 from pyrozoo.zoo.imputation.hivae import infer_columns, start_clusters
 from pyrozoo.zoo.multimodal import MVAE
 from pyrozoo.zoo.networks import ConvClassifier, Likelihood, set_precision
 from pyrozoo.zoo.networks import likelihood as make_likelihood
-from pyrozoo.zoo.semisupervised import M2
+from pyrozoo.zoo.semisupervised import M1, M1M2, M2
+from pyrozoo.zoo.semisupervised.m1 import freeze, start_features
+from pyrozoo.zoo.semisupervised.m1m2 import Features
+from pyrozoo.zoo.semisupervised.spreading import start_spread
 
 
 @dataclass
@@ -42,7 +60,9 @@ class Model:
 
     ``start`` is what happens before the fit (pretraining), called with the data, a seed, whether to
     show progress, and those settings of the fit that say how and where it runs; ``settings`` are
-    the defaults of :func:`pyrozoo.inference.training.fit` for this method.
+    the defaults of :func:`pyrozoo.inference.training.fit` for this method.  ``prepare`` turns the
+    data into those that the fit sees, and gives what is called with the result after every epoch
+    (targets made anew, centres moved).
     """
 
     method: str
@@ -52,6 +72,7 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     start: Callable[..., None] | None = None
+    prepare: Callable[[Batch], tuple[Batch, Callable[[Result], None]]] | None = None
 
     def fit(
         self,
@@ -72,9 +93,15 @@ class Model:
             seed: of the pretraining and the fit; the networks were initialised by :func:`create`.
             progress: show progress bars.
             start: options of the pretraining.
-            settings: options of the fit, in place of the method's defaults.
+            settings: options of the fit, in place of the method's defaults; callbacks are called
+                after those of the method.
         """
         batch, chosen = Batch.of(data), {**self.settings, **settings}
+        own = list(self.settings.get("callbacks", ()))
+        if self.prepare is not None:
+            batch, follow = self.prepare(batch)
+            own.append(follow)
+        chosen["callbacks"] = [*own, *settings.get("callbacks", ())]
         if start and self.start is None:
             raise ValueError(f"{self.method} has no pretraining, but got {', '.join(start)}")
         decided_by = {f"option {name}": value for name, value in self.options.items()}
@@ -143,22 +170,182 @@ def vade(
     covariance: str = "diag",
     init_scale: float = 0.1,
     labelled_share: float = 0.5,
+    cluster: str = "exact",
 ) -> Model:
     """VaDE: the cluster is summed in the program, the guide is q(z | x).
+
+    Or, with the same program, the guide proposes the cluster, and the bound is looser:
+    ``cluster="geometric"`` and ``"arithmetic"`` from the mixture (:class:`.MixturePosterior`),
+    ``"network"`` from one, q(y | x), which learns from labels, too, and first what the mixture
+    says.
 
     Rows with a label are visited so often that they make up ``labelled_share`` of an epoch; zero
     visits every row once.
     """
     program = VaDE(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood, covariance)
-    guide = Amortized(program, ["x"], hidden, init_scale=init_scale)
+    encoder = Amortized(program, ["x"], hidden, init_scale=init_scale)
+    guide, network = _with_cluster(program, encoder, cluster, hidden)
+    objective, repeat = EnumELBO(), _repeat(batch, labelled_share)
+    if network is not None and (labelled := int(batch.present("y").sum())):
+        objective.observed_guide_weights["y"] = len(batch) / (labelled * repeat)
 
     def start(data: Batch, **options: Any) -> None:
         start_mixture(program, guide, data, **options)
+        if network is not None:
+            where = {k: v for k, v in options.items() if k in ("seed", "progress", "device")}
+            start_network(program, guide, network, encoder, data, **where)
 
     settings: dict[str, Any] = {"epochs": 100, "batch_size": 256, "lr": 1e-3, "clip": 100.0}
-    if (repeat := _repeat(batch, labelled_share)) > 1:
+    if repeat > 1:
         settings["repeat"] = {"y": repeat}
-    return Model("vade", program, guide, settings=settings, start=start)
+    return Model("vade", program, guide, objective, settings=settings, start=start)
+
+
+def _with_cluster(
+    program: nn.Module, guide: Part, cluster: str, hidden: Sequence[int]
+) -> tuple[nn.Module, nn.Module | None]:
+    """A guide of z with a proposal of y, and the network that makes it, if one does."""
+    if cluster == "exact":
+        return guide, None
+    if cluster in ("geometric", "arithmetic"):
+        return MixturePosterior(program, guide, kind=cluster), None
+    if cluster == "network":
+        network = Classifier(program, "y", ["x"], hidden)
+        return Sequential(network, guide), network
+    raise ValueError(f"cluster is 'exact', 'geometric', 'arithmetic' or 'network', got {cluster!r}")
+
+
+def dec(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 10,
+    hidden: Sequence[int] = (500, 500, 2000),
+    likelihood: str = "normal(0.7071)",
+    dof: float = 1.0,
+    update_every: int = 1,
+) -> Model:
+    """DEC: sharpened targets alone, made anew every ``update_every`` epochs."""
+    model = _deep_embedded(batch, num_clusters, latent_dim, hidden, likelihood, dof, update_every)
+    model.method, model.objective = "dec", EnumELBO(weights={"x": 0.0})
+    return model
+
+
+def idec(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 10,
+    hidden: Sequence[int] = (500, 500, 2000),
+    likelihood: str = "normal(0.7071)",
+    dof: float = 1.0,
+    update_every: int = 1,
+    gamma: float = 0.1,
+) -> Model:
+    """IDEC: DEC with the likelihood of x.
+
+    The targets weigh ``gamma`` relative to the squared error of one feature, that is, gamma times
+    the number of features in nats.
+    """
+    model = _deep_embedded(batch, num_clusters, latent_dim, hidden, likelihood, dof, update_every)
+    weight = gamma * _width(batch, "x")
+    model.method, model.objective = "idec", EnumELBO(weights={"y": weight, "target": weight})
+    return model
+
+
+def _deep_embedded(
+    batch: Batch,
+    num_clusters: int,
+    latent_dim: int,
+    hidden: Sequence[int],
+    likelihood: str,
+    dof: float,
+    update_every: int,
+) -> Model:
+    """DEC's program and guide, without an objective of its own."""
+    program = DEC(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood, dof, len(batch))
+    guide = Mean(Amortized(program, ["x"], hidden))
+
+    def start(data: Batch, **options: Any) -> None:
+        start_centres(program, guide, data, **options)
+        set_target(program, guide, data)
+
+    settings: dict[str, Any] = {"epochs": 50, "batch_size": 256, "lr": 1e-3, "inputs": INPUTS}
+    return Model(
+        "", program, guide, settings=settings, start=start,
+        prepare=lambda data: follow_targets(program, guide, data, update_every),
+    )  # fmt: skip
+
+
+def dcn(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 10,
+    hidden: Sequence[int] = (500, 500, 2000),
+    likelihood: str = "normal(0.7071)",
+    weight: float = 1.0,
+    assignment: str = "hard",
+) -> Model:
+    """DCN: the nearest centre; with ``assignment="soft"`` the cluster is summed in the program.
+
+    ``weight`` is that of the squared distance to the centre, in nats.
+    """
+    program = DCN(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood, weight)
+    inner: nn.Module = Amortized(program, ["x"], hidden)
+    if assignment == "hard":
+        inner = MixturePosterior(program, inner, kind="nearest")
+    elif assignment != "soft":
+        raise ValueError(f"assignment is 'hard' or 'soft', got {assignment!r}")
+    guide = Mean(inner)
+
+    def start(data: Batch, **options: Any) -> None:
+        start_centres(program, guide, data, **options)
+
+    settings: dict[str, Any] = {"epochs": 50, "batch_size": 256, "lr": 1e-3}
+    return Model(
+        "dcn", program, guide, settings=settings, start=start,
+        prepare=lambda data: follow_centres(program, guide, data),
+    )  # fmt: skip
+
+
+def mfcvae(
+    batch: Batch,
+    *,
+    num_clusters: int | Sequence[int] = (25, 25),
+    latent_dims: Sequence[int] = (5, 5),
+    hidden: Sequence[int] = (500, 2000),
+    likelihood: str = "bernoulli",
+    activation: str = "relu",
+    depth: int = 1,
+    share: float = 0.1,
+    init_scale: float = 0.1,
+    fade: float = 127.0,
+) -> Model:
+    """MFCVAE: the clusters of all facets are summed in the program, the guide is a ladder.
+
+    Lists have one entry a facet, the top one last; ``num_clusters`` and ``hidden`` may have one for
+    all; each rung has ``depth`` layers.  After the top facet has been trained alone each of the
+    others comes in over ``fade`` epochs, so that the fit should be longer than these.
+    """
+    program = MFCVAE(
+        _width(batch, "x"), num_clusters, latent_dims, hidden, likelihood, activation, depth, share
+    )
+    count = len(latent_dims)
+    sites, widths = [f"z_{j + 1}" for j in range(count)], each(hidden, count, "hidden")
+    guide = Ladder(program, ["x"], sites, widths, activation, depth, init_scale)
+    weights = fade_in(count, fade)
+
+    def start(data: Batch, **options: Any) -> None:
+        start_facets(program, guide, data, **options)
+        open_gates(program, weights, 0)
+
+    def follow(result: Result) -> None:
+        open_gates(cast(MFCVAE, result.program), weights, result.epoch)
+
+    settings: dict[str, Any] = {"epochs": 201, "batch_size": 512, "lr": 5e-4, "weights": weights}
+    settings["callbacks"] = [follow]
+    return Model("mfcvae", program, guide, settings=settings, start=start)
 
 
 def m2(
@@ -174,6 +361,7 @@ def m2(
     style_weight: float = 3.0,
     style_epochs: float = 4.0,
     labelled_share: float = 0.1,
+    spread: bool = False,
 ) -> Model:
     """M2: the label is summed over the guide's q(y | x).
 
@@ -181,8 +369,10 @@ def m2(
     the style starts with ``style_weight`` and comes down to one over ``style_epochs``: while style
     is expensive, the decoder has to use the class.  Rows with a label are visited so often that
     they make up ``labelled_share`` of an epoch.  ``classifier="conv"`` makes q(y | x)
-    convolutional, for square pictures.  All four depart from the paper, where alpha is 0.1, the
-    weight of the style one throughout, and every row is visited once.
+    convolutional, for square pictures.  With ``spread`` the fit starts from labels that were
+    spread along a graph of neighbours (:func:`.start_spread`).  All five depart from the paper,
+    where alpha is 0.1, the weight of the style one throughout, every row is visited once, and
+    nothing is pretrained.
     """
     program = M2(_width(batch, "x"), num_classes, latent_dim, hidden, likelihood, activation)
     network = None
@@ -202,7 +392,12 @@ def m2(
     settings["weights"] = {"z": schedules.linear(style_weight, 1.0, style_epochs)}
     if repeat > 1:
         settings["repeat"] = {"y": repeat}
-    return Model("m2", program, guide, objective, settings=settings)
+    start = None
+    if spread:
+        start = functools.partial(
+            start_spread, program, guide, num_classes=num_classes, likelihood=likelihood
+        )
+    return Model("m2", program, guide, objective, settings=settings, start=start)
 
 
 def mvae(
@@ -285,18 +480,224 @@ def hivae(
     return Model("hivae", program, guide, objective, settings=settings, start=start)
 
 
+def gmvae(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 64,
+    noise_dim: int = 32,
+    hidden: Sequence[int] = (500, 500),
+    prior_hidden: Sequence[int] = (64,),
+    likelihood: str = "bernoulli",
+    cluster: str = "exact",
+) -> Model:
+    """GMVAE: the cluster is summed in the program, the guide is q(z | x) q(w | x).
+
+    ``cluster="network"`` adds a mean-field q(y | x), over which the cluster is summed then: the
+    paper's first version, and a looser bound.
+    """
+    program = GMVAE(
+        _width(batch, "x"), num_clusters, latent_dim, noise_dim, hidden, prior_hidden, likelihood
+    )
+    guide: Part = Amortized(program, ["x"], hidden)
+    if cluster == "network":
+        guide = Sequential(Classifier(program, "y", ["x"], hidden), guide)
+    elif cluster != "exact":
+        raise ValueError(f"cluster is 'exact' or 'network', got {cluster!r}")
+    settings: dict[str, Any] = {"epochs": 100, "batch_size": 100, "lr": 1e-3, "clip": 100.0}
+    return Model("gmvae", program, guide, settings=settings)
+
+
+def gmvae_two_level(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 64,
+    hidden: Sequence[int] = (512, 512),
+    likelihood: str = "bernoulli",
+) -> Model:
+    """The other GMVAE: VaDE's program, with the cluster summed over the guide's q(y | x).
+
+    The guide is q(y | x) q(z | x, y); nothing is pretrained.
+    """
+    program = VaDE(_width(batch, "x"), num_clusters, latent_dim, hidden, likelihood)
+    guide = Sequential(
+        Classifier(program, "y", ["x"], hidden), Amortized(program, ["x", "y"], hidden)
+    )
+    settings: dict[str, Any] = {"epochs": 100, "batch_size": 100, "lr": 1e-3, "clip": 100.0}
+    return Model("gmvae_two_level", program, guide, settings=settings)
+
+
+def vae_em(
+    batch: Batch,
+    *,
+    num_clusters: int = 10,
+    latent_dim: int = 10,
+    hidden: Sequence[int] = (200,),
+    likelihood: str = "bernoulli",
+    activation: str = "relu",
+    num_draws: int = 1,
+) -> Model:
+    """VAE+EM: one autoencoder a cluster, and q(y | x) in proportion to exp of their bounds.
+
+    ``num_draws`` of each latent estimate these bounds; 0 takes the mean of the latent.
+    """
+    width = _width(batch, "x")
+    program = VAEEM(width, num_clusters, latent_dim, hidden, likelihood, activation)
+    encoder = StackEncoder(num_clusters, width, hidden, latent_dim, activation)
+    guide = Sequential(
+        EStep(program, encoder, num_draws),
+        Amortized(program, ["x", "y"], network={"z": encoder}),
+    )
+
+    def start(data: Batch, **options: Any) -> None:
+        start_kmeans(program, guide, data, **options)
+
+    settings: dict[str, Any] = {"epochs": 50, "batch_size": 256, "lr": 1e-3}
+    return Model("vae_em", program, guide, settings=settings, start=start)
+
+
+def m1(
+    batch: Batch,
+    *,
+    num_classes: int = 10,
+    latent_dim: int = 50,
+    hidden: Sequence[int] = (500, 500),
+    classifier_hidden: Sequence[int] = (),
+    likelihood: str = "bernoulli",
+    activation: str = "softplus",
+    frozen: bool = True,
+    labelled_share: float = 0.5,
+) -> Model:
+    """M1: an autoencoder of x first, then a classifier that reads its features.
+
+    With ``frozen`` encoder and decoder stay as the first stage left them.  Rows with a label are
+    visited so often that they make up ``labelled_share`` of an epoch.  Without labels in the data
+    there is one stage, the autoencoder.
+    """
+    program = M1(
+        _width(batch, "x"), num_classes, latent_dim, hidden, classifier_hidden, likelihood,
+        activation,
+    )  # fmt: skip
+    guide = Amortized(program, ["x"], hidden, activation)
+    settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}
+    if not bool(batch.present("y").any()):
+        return Model("m1", program, guide, settings=settings)
+    if (repeat := _repeat(batch, labelled_share)) > 1:
+        settings["repeat"] = {"y": repeat}
+    fixed = (program.decoder, guide) if frozen else ()
+    freeze(*fixed)
+
+    def start(data: Batch, **options: Any) -> None:
+        start_features(program, guide, data, frozen=fixed, **options)
+
+    return Model("m1", program, guide, settings=settings, start=start)
+
+
+def m1m2(
+    batch: Batch,
+    *,
+    num_classes: int = 10,
+    latent_dim: int = 50,
+    style_dim: int = 50,
+    hidden: Sequence[int] = (500, 500),
+    style_hidden: Sequence[int] = (300,),
+    likelihood: str = "bernoulli",
+    activation: str = "softplus",
+    alpha: float = 0.1,
+    frozen: bool = True,
+    labelled_share: float = 0.1,
+) -> Model:
+    """M1+M2: features of x first, then class and style above them, summed over q(y | z_1).
+
+    With ``frozen`` encoder and decoder stay as the first stage left them.  ``alpha`` weighs the
+    classification term, relative to the bound of all rows.  Rows with a label are visited so often
+    that they make up ``labelled_share`` of an epoch.
+    """
+    program = M1M2(
+        _width(batch, "x"), num_classes, latent_dim, style_dim, hidden, style_hidden, likelihood,
+        activation,
+    )  # fmt: skip
+    encoder = Amortized(program, ["x"], hidden, activation, sites=["z_1"])
+    guide = Sequential(
+        encoder,
+        Classifier(program, "y", ["z_1"], style_hidden, activation),
+        Amortized(program, ["z_1", "y"], style_hidden, activation, sites=["z_2"]),
+    )
+    objective, repeat = EnumELBO(), _repeat(batch, labelled_share)
+    if labelled := int(batch.present("y").sum()):
+        objective.observed_guide_weights["y"] = alpha * len(batch) / (labelled * repeat)
+    fixed = (program.decoder, encoder) if frozen else ()
+    freeze(*fixed)
+    below = Features(program)
+
+    def start(data: Batch, **options: Any) -> None:
+        start_features(below, encoder, data, frozen=fixed, **options)
+
+    settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}
+    if repeat > 1:
+        settings["repeat"] = {"y": repeat}
+    return Model("m1m2", program, guide, objective, settings=settings, start=start)
+
+
 _METHODS = {
     m.name: m
     for m in [
         Method("vade", "Variational deep embedding", "clustering", "core", "jiang2017", vade),
         Method(
+            "mfcvae", "Several clusterings, one a facet", "clustering", "core", "falck2021", mfcvae
+        ),
+        Method(
             "m2", "Class-conditional VAE, label in part", "semisupervised", "core", "kingma2014", m2
         ),
         Method("mvae", "Multimodal VAE, product of experts", "multimodal", "core", "wu2018", mvae),
         Method("hivae", "Mixed tables with holes", "imputation", "core", "nazabal2020", hivae),
+        Method(
+            "gmvae",
+            "Mixture moved by noise",
+            "clustering",
+            "maintained",
+            "dilokthanakul2016",
+            gmvae,
+        ),
+        Method(
+            "gmvae_two_level",
+            "VaDE with q(y | x)",
+            "clustering",
+            "maintained",
+            "shu2016",
+            gmvae_two_level,
+        ),
+        Method(
+            "vae_em",
+            "One VAE a cluster, by EM",
+            "clustering",
+            "maintained",
+            "adipoetra2025",
+            vae_em,
+        ),
+        Method("dec", "Deep embedded clustering", "clustering", "reference", "xie2016", dec),
+        Method("idec", "DEC with a decoder", "clustering", "reference", "guo2017", idec),
+        Method("dcn", "Embedding for k-means", "clustering", "reference", "yang2017", dcn),
+        Method("m1", "VAE, then a classifier", "semisupervised", "core", "kingma2014", m1),
+        Method("m1m2", "Class above the features", "semisupervised", "core", "kingma2014", m1m2),
     ]
 }
-_PROGRAMS: dict[str, type[nn.Module]] = {"vade": VaDE, "m2": M2, "mvae": MVAE, "hivae": HIVAE}
+_PROGRAMS: dict[str, type[nn.Module]] = {
+    "vade": VaDE,
+    "mfcvae": MFCVAE,
+    "m2": M2,
+    "mvae": MVAE,
+    "hivae": HIVAE,
+    "gmvae": GMVAE,
+    "gmvae_two_level": VaDE,
+    "vae_em": VAEEM,
+    "dec": DEC,
+    "idec": DEC,
+    "dcn": DCN,
+    "m1": M1,
+    "m1m2": M1M2,
+}
 
 
 def list_methods(task: str | None = None) -> list[str]:

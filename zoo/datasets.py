@@ -9,7 +9,8 @@ values of absent data are zero, so that nothing hidden can leak into training.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
@@ -38,7 +39,27 @@ CLOTHES = (
     "ankle boot",
 )
 TABLES = ("breast_cancer", "wine")
-LABEL_NAMES = {"digits": DIGITS, "fashion_mnist": CLOTHES, "mnist": DIGITS}
+COLOURS = {
+    "white": (1.0, 1.0, 1.0),
+    "red": (1.0, 0.0, 0.0),
+    "orange": (1.0, 0.5, 0.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "emerald": (0.0, 1.0, 0.5),
+    "cyan": (0.0, 1.0, 1.0),
+    "blue": (0.0, 0.0, 1.0),
+    "violet": (0.5, 0.0, 1.0),
+    "magenta": (1.0, 0.0, 1.0),
+}
+COLOURED = {"coloured_digits": "digits", "coloured_mnist": "mnist"}  # name -> what is tinted
+COLOUR_SEED = 0
+LABEL_NAMES = {
+    "coloured_digits": DIGITS,
+    "coloured_mnist": DIGITS,
+    "digits": DIGITS,
+    "fashion_mnist": CLOTHES,
+    "mnist": DIGITS,
+}
 TORCHVISION_CLASSES = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST"}
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -61,6 +82,8 @@ class Dataset:
         y: Labels, int64 of shape ``(N,)``, indices into ``label_names``.
         image_shape: Channels, height and width of one image.
         label_names: What each label means.
+        label_sets: Where images are labelled in several ways, all of their labels by name, int64 of
+            shape ``(N,)``, ``y`` among them; else empty.
     """
 
     name: str
@@ -68,6 +91,7 @@ class Dataset:
     y: Tensor
     image_shape: tuple[int, int, int]
     label_names: tuple[str, ...]
+    label_sets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -96,6 +120,10 @@ def load(
     else from the cache folder, ``ZOO_CACHE`` or ``~/.cache/pyrozoo``, where torchvision
     downloads them if they are in none of these.
 
+    ``coloured_digits`` and ``coloured_mnist`` are the same images, each tinted by one of the ten
+    :data:`COLOURS`, which is drawn independently of the digit by a fixed seed: float32 from 0 to 1,
+    red, green and blue, with two sets of labels, ``digit`` (which is ``y``) and ``colour``.
+
     Args:
         name: One of :func:`names`.
         root: The folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
@@ -118,6 +146,8 @@ def load(
         raise ValueError(f"expected a data set of {', '.join(names())}, got {name!r}{hint}")
     if split not in get_args(Split):
         raise ValueError(f"expected a split of {', '.join(get_args(Split))}, got {split!r}")
+    if name in COLOURED:
+        return _coloured(name, root, split, flat)
     images, labels = _digits(split) if name == "digits" else _idx_images(name, root, split)
     height, width = images.shape[1:]
     return Dataset(
@@ -237,14 +267,45 @@ def _digits(split: Split) -> tuple[Tensor, Tensor]:
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)
     if split == "all":
         return images, labels
+    rows = torch.as_tensor(_digits_rows(split, bunch.target))
+    return images[rows], labels[rows]
+
+
+def _digits_rows(split: Split, target: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the rows of the training or test images among all digits."""
     train, test = train_test_split(
-        np.arange(len(labels)),
+        np.arange(len(target)),
         test_size=DIGITS_TEST_FRACTION,
         random_state=DIGITS_SPLIT_SEED,
-        stratify=bunch.target,
+        stratify=target,
     )
-    rows = torch.as_tensor(np.sort(train if split == "train" else test))
-    return images[rows], labels[rows]
+    return np.sort(train if split == "train" else test)
+
+
+def _coloured(name: str, root: str | Path | None, split: Split, flat: bool) -> Dataset:
+    """Return tinted images: an image keeps its colour in every split."""
+    whole = load(COLOURED[name], root, "all", flat=False)
+    colour = np.random.default_rng(COLOUR_SEED).integers(len(COLOURS), size=len(whole))
+    if split == "all":
+        rows = np.arange(len(whole))
+    elif COLOURED[name] == "digits":
+        rows = _digits_rows(split, whole.y.numpy())
+    else:
+        count = len(load(COLOURED[name], root, "train"))
+        rows = np.arange(count) if split == "train" else np.arange(count, len(whole))
+    index = torch.as_tensor(rows)
+    grey = whole.x[index] / 255 if whole.x.dtype == torch.uint8 else whole.x[index]
+    labels, colours = whole.y[index], torch.as_tensor(colour)[index]
+    tints = torch.tensor(list(COLOURS.values()))[colours]
+    x = grey * tints[:, :, None, None]
+    return Dataset(
+        name=name,
+        x=x.flatten(1) if flat else x,
+        y=labels,
+        image_shape=(3, x.shape[2], x.shape[3]),
+        label_names=LABEL_NAMES[name],
+        label_sets={"digit": labels, "colour": colours},
+    )
 
 
 def _idx_images(name: str, root: str | Path | None, split: Split) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 from torch import Tensor
 
 from pyrozoo.guides import Mean
@@ -16,6 +18,7 @@ from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tasks import Task
 
 DRAWS, LEVEL = 200, 0.9
+PERMUTATIONS = 20  # of labels, for what an accuracy is by chance
 NUMERIC = ("real", "positive", "count", "proportion")
 
 
@@ -29,7 +32,7 @@ def score(result: Result, task: Task) -> dict[str, float]:
     clustering metrics on the rows that it was fitted to, and where test rows are others, on these,
     too (``test_*``, clusters matched on the test rows), and :func:`neighbours`.  Hidden pixels: the
     mean squared error of predicting them on test rows, beside that of the training mean.  Hidden
-    entries of a table: :func:`imputation`.
+    entries of a table: :func:`imputation`.  Facets ``c_1``, ``c_2``..: :func:`facets`.
     """
     figures: dict[str, float] = {}
     finite = any(line.startswith("y: ") for line in result.sites)
@@ -52,6 +55,8 @@ def score(result: Result, task: Task) -> dict[str, float]:
             report = metrics.clustering_report(task.test_labels[known], probabilities)
             figures |= {f"test_{name}": value for name, value in report.items()}
             figures |= neighbours(result, task)
+    if any(line.startswith("c_1: ") for line in result.sites):
+        figures |= facets(result, task)
     if task.truth and task.schema is not None:
         figures |= imputation(result, task)
     elif task.truth:
@@ -109,6 +114,66 @@ def open_set(labels: Tensor, probabilities: Tensor, known_classes: int) -> dict[
         "new_accuracy": float(right[new].mean()) if new.any() else float("nan"),
         "new_recall": float(fresh[new].mean()) if new.any() else float("nan"),
     }
+
+
+def facets(result: Result, task: Task) -> dict[str, float]:
+    """How well the clusters of each facet agree with each set of labels, on test rows.
+
+    Every cluster of a facet is named by its majority label among the test rows, as Falck et al.
+    (2021) do, and so is each set of labels given to a facet: the one of the best accuracy.  A row
+    is in the cluster that is most probable on average over draws of the guide; they take the mean
+    of q for the draw.
+
+    Returns:
+        For each facet c_j and set of labels ``majority_accuracy_c_j_<set>``, with
+        ``chance_c_j_<set>``, the mean of what it is if the labels are permuted, and
+        ``clusters_used_c_j``; for each set what :func:`agreement` says of the best facet, and
+        ``facet_<set>``, its j.  No ``_<set>`` where rows are labelled in one way only.
+    """
+    found = {}
+    for site in [line.partition(":")[0] for line in result.sites if line.startswith("c_")]:
+        probabilities = result.responsibilities(task.test.drop(site), site, seed=0)
+        found[site] = (probabilities.argmax(1).cpu().numpy(), probabilities.shape[1])
+    figures = {f"clusters_used_{s}": float(metrics.clusters_used(c)) for s, (c, _) in found.items()}
+    for name, labels, known in _label_sets(task):
+        generator = np.random.default_rng(0)
+        for site, (clusters, _) in found.items():
+            right = metrics.majority_accuracy(labels, clusters[known])
+            chance = [
+                metrics.majority_accuracy(generator.permutation(labels), clusters[known])
+                for _ in range(PERMUTATIONS)
+            ]
+            figures[f"majority_accuracy_{site}{name}"] = right
+            figures[f"chance_{site}{name}"] = float(np.mean(chance))
+        best = max(found, key=lambda s: figures[f"majority_accuracy_{s}{name}"])
+        clusters, size = found[best]
+        figures |= agreement(labels, clusters[known], size, name)
+        figures[f"facet{name}"] = float(best.removeprefix("c_"))
+    return figures
+
+
+def agreement(labels: Any, clusters: Any, size: int, suffix: str = "") -> dict[str, float]:
+    """Majority accuracy and NMI, and with as many clusters as labels the one-to-one accuracy.
+
+    Args:
+        labels, clusters: of each row, integers of shape ``(rows,)``.
+        size: how many clusters there are, used or not.
+        suffix: of the names of the figures.
+    """
+    figures = {
+        f"majority_accuracy{suffix}": metrics.majority_accuracy(labels, clusters),
+        f"nmi{suffix}": metrics.nmi(labels, clusters),
+    }
+    if size == len(np.unique(labels)):
+        figures[f"hungarian_accuracy{suffix}"] = metrics.hungarian_accuracy(labels, clusters)
+    return figures
+
+
+def _label_sets(task: Task) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """Suffix, labels of the test rows that have one, and which these are, of each set."""
+    sets = {f"_{n}": v for n, v in task.label_sets.items()} or {"": task.test_labels}
+    arrays = [(name, np.asarray(v.cpu())) for name, v in sets.items()]
+    return [(name, v[v >= 0], v >= 0) for name, v in arrays if (v >= 0).any()]
 
 
 def imputation(result: Result, task: Task) -> dict[str, float]:
@@ -206,7 +271,8 @@ def rivals(
     """Plain methods on the same rows, where there are any for the task.
 
     Images to cluster: k-means, and autoencoder + mixture.  Tables: each of scikit-learn's imputers,
-    followed by a mixture of Gaussians with as many components.  None for rows on disk.
+    followed by a mixture of Gaussians with as many components.  Facets: k-means with the clusters
+    of the largest, fitted to the training rows.  None for rows on disk.
     """
     clusters = model.options.get("num_clusters")
     if "y" in task.train or isinstance(task.train, Stored):
@@ -218,10 +284,23 @@ def rivals(
     plain = task.train.names == ("x",) and not task.train.partly("x")
     if not plain or clusters is None:
         return {}
+    if "latent_dims" in model.options:
+        largest = max(clusters) if isinstance(clusters, Sequence) else clusters
+        return {"kmeans": _one_clustering(task, largest, seed)}
     options = {key: model.options[key] for key in ("hidden", "latent_dim") if key in model.options}
     return baselines.clustering_baselines(
         task.train["x"], labels, clusters, seed=seed, epochs=epochs or 20, **options
     )
+
+
+def _one_clustering(task: Task, size: int, seed: int) -> dict[str, float]:
+    """What k-means on the training rows says of the test rows, for each set of labels."""
+    train, test = (rows["x"].flatten(1).float().cpu().numpy() for rows in (task.train, task.test))
+    clusters = KMeans(size, n_init=10, random_state=seed).fit(train).predict(test)
+    figures: dict[str, float] = {}
+    for name, labels, known in _label_sets(task):
+        figures |= agreement(labels, clusters[known], size, name)
+    return figures
 
 
 def _imputers(

@@ -1,7 +1,8 @@
 """Tasks: the table ``data`` of a specification becomes what is observed, and what is for scoring.
 
 =================== ==============================================================================
-``name``            a named data set: images (``digits``, ``mnist``, ``fashion_mnist``) or a table
+``name``            a named data set: images (``digits``, ``mnist``, ``fashion_mnist``, and with a
+                    colour besides the digit ``coloured_digits``, ``coloured_mnist``) or a table
                     (``wine``, ``breast_cancer``)
 ``file``            or a file of your own: .csv, .parquet, .npz, .h5ad, see :mod:`.tables`; or
                     .npy, .h5, .hdf5, .zarr, whose rows stay on disk, see :mod:`.tables.lazy`
@@ -58,6 +59,7 @@ class Task:
     likelihoods: Callable[[], Mapping[str, Any]] | None = None  # of the sites of a table
     known_classes: int | None = None  # with hidden classes: those that have labelled rows
     summary: tuple[str, ...] = ()  # what was read from a table, for people
+    label_sets: Mapping[str, Tensor] = field(default_factory=dict)  # of test rows, if several
 
     @property
     def transductive(self) -> bool:
@@ -124,6 +126,7 @@ def make_task(
         list(train.label_names),
         truth,
         known_classes=_known_classes(train.label_names, data),
+        label_sets=test.label_sets,
     )
 
 

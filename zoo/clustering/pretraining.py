@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from pyrozoo.guides import Mean
-from pyrozoo.inference import Batch, EnumELBO, fit, predict
+from pyrozoo.inference import Batch, EnumELBO, fit, predict, responsibilities
 from pyrozoo.zoo.baselines import check_clusters
 
 
@@ -89,26 +90,35 @@ def start_network(
     program: nn.Module,
     guide: nn.Module,
     network: nn.Module,
+    encoder: nn.Module,
     data: Batch,
-    objective: EnumELBO,
     *,
-    epochs: int = 20,
-    lr: float = 1e-3,
+    steps: int = 200,
+    batch_size: int = 64,
+    lr: float = 3e-3,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
 ) -> None:
-    """Train one part of a guide by the bound, and leave everything else as it is.
+    """Train q(y | x) to name the cluster that the mixture finds most likely, and nothing else.
 
-    A q(y | x) that does not know yet what the mixture says would pull it apart.
+    A network that does not know yet what the mixture says would pull it apart, and by the bound
+    alone it would merge clusters.
 
     Args:
         program, guide: the pair.
-        network: the part of the guide that is trained.
-        data, objective: as the fit's.
-        epochs, lr, seed, progress: of its fit.
+        network: the part of the guide that proposes y.
+        encoder: the part that proposes z.
+        data: with x, and perhaps y, which counts as certain.
+        steps: at least so many, in whole epochs.
+        batch_size, lr, seed, progress: of its fit.
         settings: further ones: device.
     """
+    values = {name: (data.stored(name), data.present(name)) for name in data.names if name != "y"}
+    share = responsibilities(program, Mean(encoder), data, num_samples=1, seed=seed)
+    objective = EnumELBO(
+        weights=dict.fromkeys(("x", "y", "z"), 0.0), observed_guide_weights={"y": 1.0}
+    )
     own = {id(x) for x in network.parameters()}
     others = [x for net in (program, guide) for x in net.parameters()]
     others = [x for x in others if id(x) not in own and x.requires_grad]
@@ -116,8 +126,9 @@ def start_network(
         x.requires_grad_(False)
     try:
         fit(
-            program, guide, data, objective=objective, epochs=epochs, lr=lr, seed=seed,
-            progress=progress, title="q(y | x)", **settings,
+            program, guide, {**values, "y": share.argmax(1)}, objective=objective, lr=lr,
+            epochs=math.ceil(steps / math.ceil(len(data) / batch_size)), batch_size=batch_size,
+            seed=seed, progress=progress, title="q(y | x)", **settings,
         )  # fmt: skip
     finally:
         for x in others:

@@ -10,6 +10,7 @@ from pyrozoo.zoo.networks.columns import Columns
 from pyrozoo.zoo.networks.conv import ConvClassifier, ConvDecoder, ConvEncoder
 from pyrozoo.zoo.networks.dense import Classifier, Decoder, Encoder, GaussianEncoder
 from pyrozoo.zoo.networks.features import Features
+from pyrozoo.zoo.networks.ladder import LadderDecoder
 from pyrozoo.zoo.networks.likelihoods import (
     MIN_SCALE,
     Bernoulli,
@@ -50,6 +51,7 @@ __all__ = [
     "Encoder",
     "Features",
     "GaussianEncoder",
+    "LadderDecoder",
     "Likelihood",
     "LogNormal",
     "Mixed",

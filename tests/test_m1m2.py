@@ -1,0 +1,223 @@
+"""M1 and M1+M2: bounds by hand, rows through the decoder, two stages, and what labels are worth."""
+
+import math
+
+import pytest
+import torch
+from cases import Case, Replay, elbo
+from sklearn.linear_model import LogisticRegression
+from test_gmvae import check_laws, count_rows
+from twins import encode, kl_to_standard, log_bernoulli, log_normal
+
+from pyrozoo import zoo
+from pyrozoo.guides import Amortized, Classifier, Sequential
+from pyrozoo.inference import Batch, EnumELBO, metrics, responsibilities
+from pyrozoo.zoo import datasets
+from pyrozoo.zoo.semisupervised import M1, M1M2
+
+ROWS, K = 7, 3
+SMALL = {"hidden": (8,), "latent_dim": 2}
+
+
+def make():
+    program = M1M2(6, K, 2, 3, (8,), (5,))
+    return program, Sequential(
+        Amortized(program, ["x"], (8,), sites=["z_1"]),
+        Classifier(program, "y", ["z_1"], (5,)),
+        Amortized(program, ["z_1", "y"], (5,), sites=["z_2"]),
+    )
+
+
+def by_hand(program, guide, data, closed):
+    """The bound given each class, ``(rows, K)``, and log q(y | z_1)."""
+    x, noise = data["x"], data["noise"]
+    loc_1, scale_1 = encode(guide.parts[0].networks["z_1"], x)
+    z_1 = loc_1 + scale_1 * noise[:, :2]
+    rest = log_bernoulli(x, program.decoder.mlp(z_1)) - log_normal(z_1, loc_1, scale_1)
+    values = []
+    for k in range(K):
+        y = torch.eye(K)[k].expand(ROWS, K)
+        loc, scale = encode(guide.parts[2].networks["z_2"], z_1, y)
+        z_2 = loc + scale * noise[:, 2:]
+        zero = torch.zeros_like(z_2)
+        divergence = log_normal(z_2, loc, scale) - log_normal(z_2, zero, zero + 1)
+        divergence = kl_to_standard(loc, scale) if closed else divergence
+        density = log_normal(z_1, *encode(program.features, z_2, y))
+        values.append(density - divergence - math.log(K) + rest)
+    return torch.stack(values, 1), guide.parts[1].network.mlp(z_1).log_softmax(-1)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("kl", ["closed", "sampled"])
+def test_m1m2_by_hand(kl):
+    program, guide = make()
+    data = {"x": torch.rand(ROWS, 6), "noise": torch.randn(ROWS, 5)}
+    replay, options = Replay(guide), {"kl": kl, "inputs": ("noise",)}
+    rows = elbo(**options).per_row(program, replay, data)
+    each, log_q = by_hand(program, guide, data, kl == "closed")
+    summed = (log_q.exp() * (each - log_q)).sum(1)
+    torch.testing.assert_close(rows, summed, rtol=1e-10, atol=1e-12)
+    y, known = torch.randint(K, (ROWS,)), torch.arange(ROWS) % 2 == 0
+    picked, of_class = (v.gather(1, y.unsqueeze(1)).squeeze(1) for v in (each, log_q))
+    right = torch.where(known, picked, summed)
+    for split in (False, True):
+        objective = elbo(split=split, observed_guide_weights={"y": 1.7}, **options)
+        data["y"] = (y, known)
+        got = objective.per_row(program, replay, data)
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
+        loss = objective.differentiable_loss(program, replay, data)
+        extra = 1.7 * torch.where(known, of_class, 0.0).mean()
+        torch.testing.assert_close(loss, -right.mean() - extra, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("observed", ["nothing", "some", "all"])
+def test_the_decoder_and_encoder_of_x_run_once_a_row(observed):
+    program, guide = make()
+    found = {"decoder": [], "encoder": [], "classifier": [], "features": []}
+    count_rows(program.decoder.mlp, found["decoder"])
+    count_rows(guide.parts[0].networks["z_1"].trunk, found["encoder"])
+    count_rows(guide.parts[1].network.mlp, found["classifier"])
+    count_rows(program.features.trunk, found["features"])
+    data = {"x": torch.rand(ROWS, 6)}
+    if observed != "nothing":
+        data["y"] = (
+            torch.zeros(ROWS).long(),
+            torch.arange(ROWS) < (2 if observed == "some" else ROWS),
+        )
+    objective = EnumELBO()
+    objective.differentiable_loss(program, guide, data)  # reads graphs, too
+    for rows in found.values():
+        rows.clear()
+    objective.differentiable_loss(program, guide, data)
+    assert found["decoder"] == found["encoder"] == found["classifier"] == [ROWS]
+    assert found["features"] == [ROWS * (1 if observed == "all" else K)]
+
+
+@pytest.mark.usefixtures("double")
+def test_m1_by_hand():
+    program = M1(6, K, 2, (8,), (4,))
+    guide = Amortized(program, ["x"], (8,))
+    x, y, known = torch.rand(ROWS, 6), torch.randint(K, (ROWS,)), torch.arange(ROWS) % 2 == 0
+    data = {"x": x, "y": (y, known), "noise": torch.randn(ROWS, 2)}
+    rows = elbo(inputs=("noise",)).per_row(program, Replay(guide), data)
+    loc, scale = encode(guide.networks["z"], x)
+    z = loc + scale * data["noise"]
+    label = program.classifier.mlp(z).log_softmax(-1).gather(1, y.unsqueeze(1)).squeeze(1)
+    right = log_bernoulli(x, program.decoder.mlp(z)) - kl_to_standard(loc, scale)
+    right = right + torch.where(known, label, 0.0)
+    torch.testing.assert_close(rows, right, rtol=1e-10, atol=1e-12)
+
+
+def _m1():
+    program = M1(6, K, 2, (8,), (4,))
+    return program, Amortized(program, ["x"], (8,))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("make", [make, _m1])
+def test_laws(monkeypatch, make):
+    check_laws(monkeypatch, Case(make.__name__, make, {"x": 6, "y": 0}, {"y": K}))
+
+
+def some_data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(30, 6, generator=generator)
+    return {"x": x, "y": (torch.arange(30) % K, torch.arange(30) < 9)}
+
+
+@pytest.mark.parametrize("name", ["m1", "m1m2"])
+def test_frozen_parts_learn_in_the_first_stage_only_also_after_a_resume(name, tmp_path):
+    data, start = some_data(), {"epochs": 2, "lr": 1e-2}
+
+    def run(folder, epochs, **options):
+        model = zoo.create(name, data, num_classes=K, **SMALL)
+        before = [x.clone() for x in model.program.decoder.parameters()]
+        result = model.fit(
+            data, epochs=epochs, progress=False, start=start, folder=folder, **options
+        )
+        assert not any(x.requires_grad for x in model.program.decoder.parameters())
+        return model, before, result
+
+    model, before, whole = run(tmp_path / "whole", 3)
+    after = model.program.decoder.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    _, _, one = run(tmp_path / "parts", 1)
+    stage = {key: value.clone() for key, value in one.parameters.items()}
+    _, _, resumed = run(tmp_path / "parts", 3, resume=True)
+    assert resumed.epoch == 3
+    for key, value in whole.parameters.items():
+        assert torch.equal(value, resumed.parameters[key]), key
+    encoder = "guide.networks.z" if name == "m1" else "guide.parts.0."
+    for key, value in stage.items():
+        same = torch.equal(value, whole.parameters[key])
+        assert same == key.startswith(("program.decoder", encoder)), key
+
+
+def test_without_freezing_all_parts_go_on_and_without_labels_m1_has_one_stage():
+    data = some_data()
+    for name in ("m1", "m1m2"):
+        model = zoo.create(name, data, num_classes=K, frozen=False, **SMALL)
+        assert all(x.requires_grad for x in model.program.parameters())
+    alone = zoo.create("m1", {"x": data["x"]}, num_classes=K, **SMALL)
+    assert alone.start is None
+    assert all(x.requires_grad for x in alone.program.decoder.parameters())
+
+
+@pytest.mark.parametrize(("name", "options"), [("m2", {"style_weight": 1.0}), ("m1m2", {})])
+def test_without_labels_the_class_stays_unused(name, options):
+    """The documented failure: the bound gets better while q(y | .) goes to uniform."""
+    digits = datasets.load("digits", split="test")
+    data = {"x": digits.x}
+    model = zoo.create(name, data, hidden=(32,), latent_dim=10, **options)
+    start = {"epochs": 1} if model.start else None
+    result = model.fit(data, epochs=6, lr=4e-3, batch_size=30, progress=False, start=start)
+    found = result.responsibilities(data, seed=0)
+    entropy = -(found * found.clamp_min(1e-12).log()).sum(1).mean()
+    assert entropy > 0.95 * math.log(10)
+    assert metrics.majority_accuracy(digits.y, found.argmax(1)) < 0.5
+    assert result.history[-1]["bound"] > result.history[0]["bound"] + 0.5
+
+
+def test_fifty_labels_are_worth_more_than_to_a_logistic_regression():
+    """Law: every entry clears a rival that is computed in the same test."""
+    digits, test = (datasets.load("digits", split=s) for s in ("train", "test"))
+    data = Batch.of({"x": digits.x, "y": datasets.hide_labels(digits.y, 50, seed=0)})
+    known = data.present("y")
+    linear = LogisticRegression(max_iter=1000).fit(data["x"][known], data["y"][known])
+    rival = 1 - linear.score(test.x, test.y)
+    options = {"hidden": (128,), "latent_dim": 10, "style_dim": 5, "style_hidden": (64,)}
+    options |= {"likelihood": "normal(0.15)", "activation": "relu", "alpha": 1.0, "frozen": False}
+    model = zoo.create("m1m2", data, **options)
+    start = {"epochs": 20, "lr": 4e-3, "batch_size": 50}
+    result = model.fit(data, epochs=12, lr=5e-3, batch_size=50, progress=False, start=start)
+    found = result.responsibilities({"x": test.x}, seed=0)
+    error = 1 - metrics.accuracy(test.y, found.argmax(1))
+    assert error < rival
+
+
+def test_m1_beats_the_majority_class():
+    """Law: every entry clears a rival that is computed in the same test."""
+    digits, test = (datasets.load("digits", split=s) for s in ("train", "test"))
+    data = {"x": digits.x, "y": datasets.hide_labels(digits.y, 100, seed=0)}
+    options = {"hidden": (64,), "latent_dim": 10, "likelihood": "normal(0.15)"}
+    model = zoo.create("m1", data, activation="relu", **options)
+    start = {"epochs": 10, "lr": 3e-3}
+    result = model.fit(data, epochs=4, lr=3e-2, progress=False, start=start)
+    found = result.responsibilities({"x": test.x}, seed=0)
+    error = 1 - metrics.accuracy(test.y, found.argmax(1))
+    majority = 1 - test.y.bincount().max().item() / len(test.y)
+    assert error < majority / 2
+
+
+def test_responsibilities_average_over_draws_of_the_features():
+    x = torch.rand(6, 12)
+    model = zoo.create("m1m2", {"x": x}, hidden=[8], latent_dim=3, style_dim=2, style_hidden=[6])
+    encoder, classifier, _ = model.guide.parts
+    batch = Batch.of({"x": x})
+    z_1 = encoder.distribution("z_1", batch).sample((4000,))
+    exact = classifier.distribution(batch, {"z_1": z_1}).probs.mean(0)
+    found = responsibilities(model.program, model.guide, {"x": x}, num_samples=4000, seed=0)
+    torch.testing.assert_close(found, exact, rtol=0, atol=5e-3)
+    once = responsibilities(model.program, model.guide, {"x": x}, num_samples=1, seed=0)
+    assert (once - exact).abs().max() > 1e-2
