@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from scipy.stats import spearmanr
 
 from pyrozoo.zoo import runs, scoring
 from pyrozoo.zoo.folders import write_json
@@ -120,7 +121,9 @@ def stored() -> list[dict[str, Any]]:
     return [json.loads((folder / name).read_text()) for name in names]
 
 
-COLUMNS = ("experiment", "figure", "paper", "ours", "gap", "plain rivals", "seeds", "seconds")
+COLUMNS = (
+    "experiment", "figure", "paper", "ours", "gap", "plain rivals", "rank corr.", "seeds", "seconds"
+)  # fmt: skip
 
 
 def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -142,6 +145,7 @@ def rows(records: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{ours:.4f}" + ("" if sd is None else f" ± {sd:.4f}"),
                     "" if paper is None else f"{ours - paper:+.4f}",
                     _rivals(record["mean"], key),
+                    _correlation(record["seeds"], key),
                     str(len(record["seeds"])),
                     f"{record['mean']['seconds']:.0f}",
                 )
@@ -153,6 +157,20 @@ def _rivals(means: dict[str, float], key: str) -> str:
     """What the plain methods reach: ``k-means 0.793, AE+GMM 0.810``."""
     found = [(name, means.get(f"{rival}_{key}")) for rival, name in RIVALS.items()]
     return ", ".join(f"{name} {value:.3f}" for name, value in found if value is not None)
+
+
+def _correlation(seeds: dict[str, dict[str, float]], key: str) -> str:
+    """Spearman's rank correlation of the bound and a figure over seeds: would the bound choose?
+
+    Positive where a better bound goes with a better figure, whether more or less of it is better.
+    """
+    bounds, figures = ([row[name] for row in seeds.values()] for name in ("bound", key))
+    if len(seeds) < 3 or len(set(bounds)) == 1 or len(set(figures)) == 1:
+        return ""
+    sign = 1 if "accuracy" in key or "nmi" in key else -1
+    if "coverage" in key:
+        return ""
+    return f"{round(sign * spearmanr(bounds, figures).statistic, 1) + 0.0:+.1f}"
 
 
 def table(records: Iterable[dict[str, Any]]) -> Table:
