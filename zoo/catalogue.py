@@ -36,6 +36,7 @@ from pyrozoo.guides import (
 from pyrozoo.inference import Batch, EnumELBO, Result, SubsetELBO, fit, schedules
 from pyrozoo.inference.batch import Data
 from pyrozoo.inference.modes import seeded
+from pyrozoo.zoo.baselines import Covariance
 from pyrozoo.zoo.clustering import DCN, DEC, GMVAE, MFCVAE, VAEEM, VaDE
 from pyrozoo.zoo.clustering.dcn import follow_centres
 from pyrozoo.zoo.clustering.dec import INPUTS, follow_targets, set_target
@@ -167,7 +168,7 @@ def vade(
     latent_dim: int = 10,
     hidden: Sequence[int] = (500, 500, 2000),
     likelihood: str = "bernoulli",
-    covariance: str = "diag",
+    covariance: Covariance = "diag",
     init_scale: float = 0.1,
     labelled_share: float = 0.5,
     cluster: str = "exact",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrozoo.guides import Mean
 from pyrozoo.inference import Batch, Result, Stored, metrics, predict
@@ -76,13 +76,17 @@ def neighbours(result: Result, task: Task) -> dict[str, float]:
     """
     if not any(line.startswith("z: proposed") for line in result.sites):
         return {}
-    rows = ((task.train, task.labels), (task.test, task.test_labels))
-    read: list[Tensor] = []
-    for batch, labels in rows:
-        means = predict(result.program, Mean(result.guide), batch, "z", num_samples=1, seed=0)
-        read += [means[labels >= 0].flatten(1), labels[labels >= 0]]
-    most = len(read[0])
-    return {f"knn{k}_error": metrics.knn_error(*read, k=k) for k in (3, 5, 10) if k <= most}
+    codes, known = [], []
+    for batch, labels in ((task.train, task.labels), (task.test, task.test_labels)):
+        guide = Mean(cast(nn.Module, result.guide))
+        means = predict(result.program, guide, batch, "z", num_samples=1, seed=0)
+        codes.append(means[labels >= 0].flatten(1))
+        known.append(labels[labels >= 0])
+    return {
+        f"knn{k}_error": metrics.knn_error(codes[0], known[0], codes[1], known[1], k)
+        for k in (3, 5, 10)
+        if k <= len(codes[0])
+    }
 
 
 def open_set(labels: Tensor, probabilities: Tensor, known_classes: int) -> dict[str, float]:

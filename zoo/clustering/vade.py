@@ -180,7 +180,8 @@ def start_mixture(
         progress=progress, **settings,
     )  # fmt: skip
     codes, size = drawn.double().cpu().numpy(), len(program.logits)
-    labels = known = None
+    labels: Any = None
+    known: Any = None
     if "y" in data:
         labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
     if clusters == "neighbours":
