@@ -5,6 +5,7 @@ sheet.  Here they are only asked to be joined by neighbours::
 
     W = 1 where one row is among the other's nearest neighbours       (symmetric)
     cut(clusters) = sum_k (1 - links within k / links of k)           the normalised cut
+    uneven(clusters) = ln K - entropy of the clusters' sizes          zero if all are equal
 
 :func:`cut_graph` looks for the K clusters with the least cut: k-means on the leading eigenvectors
 of the normalised graph, from several starts and with several numbers of eigenvectors, then each
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.linalg import cg, eigsh
+from scipy.special import xlogy
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
@@ -85,8 +87,14 @@ def normalised_cut(graph: Any, clusters: Array, num_clusters: int) -> float:
     return float((1 - within / np.maximum(links, 1e-12)).sum())
 
 
-def cut_graph(graph: Any, num_clusters: int, *, num_starts: int = 10, seed: int = 0) -> Cut:
-    """The partition with the least normalised cut that was found.
+def cut_graph(
+    graph: Any, num_clusters: int, *, num_starts: int = 10, balance: float = 0.0, seed: int = 0
+) -> Cut:
+    """The partition with the least normalised cut that was found, or the least sum.
+
+    Two partitions may have nearly the same cut: the right one, and one in which a cluster is split
+    and two others are joined.  With ``balance`` the least ``cut + balance * uneven`` is taken: it
+    prefers clusters of like sizes.
 
     For each number of eigenvectors from K to K + 5 (K of them would do if clusters hardly touched;
     where one of the first shows a part of a cluster, the next is needed) k-means has
@@ -96,11 +104,14 @@ def cut_graph(graph: Any, num_clusters: int, *, num_starts: int = 10, seed: int 
         graph: symmetric, ``(N, N)``, each row with a neighbour.
         num_clusters: K.
         num_starts: of k-means, for each number of eigenvectors.
+        balance: weight of the unevenness of sizes, not negative.
         seed: of all of it.
 
     Raises:
-        ValueError: there are not at least K + 6 rows.
+        ValueError: there are not at least K + 6 rows, or ``balance`` is negative.
     """
+    if balance < 0:
+        raise ValueError(f"balance is not negative, got {balance}")
     most = num_clusters + 5
     if graph.shape[0] <= most:
         raise ValueError(
@@ -117,7 +128,8 @@ def cut_graph(graph: Any, num_clusters: int, *, num_starts: int = 10, seed: int 
         for _ in range(num_starts):
             start = int(generator.integers(2**31))
             clusters = KMeans(num_clusters, n_init=1, random_state=start).fit(some).labels_
-            found.append((normalised_cut(graph, clusters, num_clusters), clusters))
+            cost = normalised_cut(graph, clusters, num_clusters)
+            found.append((cost + balance * _uneven(clusters, num_clusters), clusters))
     clusters = min(found, key=lambda pair: pair[0])[1]
     for _ in range(ROUNDS):
         before, clusters = clusters, (graph @ np.eye(num_clusters)[clusters]).argmax(1)
@@ -135,7 +147,7 @@ def spread_labels(
 
     Solves ``F = alpha S F + (1 - alpha) Y`` with the normalised graph S and Y, the one-hot labels
     divided by the number of rows that have the label.  Classes that no row is labelled with take
-    the parts of :func:`cut_graph` that agree least with the labelled ones.
+    the parts of :func:`cut_graph` (of like sizes) that agree least with the labelled ones.
 
     Args:
         graph: symmetric, ``(N, N)``, each row with a neighbour.
@@ -160,7 +172,7 @@ def spread_labels(
     given[known, labels[known]] = 1
     empty = np.setdiff1d(np.arange(num_classes), labels[known])
     if len(empty):
-        parts = cut_graph(graph, num_classes, seed=seed).clusters
+        parts = cut_graph(graph, num_classes, balance=1.0, seed=seed).clusters
         agreement = given.T @ np.eye(num_classes)[parts]
         _, part = linear_sum_assignment(agreement, maximize=True)
         for k in empty:
@@ -172,6 +184,12 @@ def spread_labels(
     share[known] = np.eye(num_classes)[labels[known]]
     classes = share.argmax(1)
     return Cut(classes, share, normalised_cut(graph, classes, num_classes))
+
+
+def _uneven(clusters: Array, num_clusters: int) -> float:
+    """ln K less the entropy of the clusters' sizes, in nats."""
+    share = np.bincount(clusters, minlength=num_clusters) / len(clusters)
+    return float(np.log(num_clusters) + xlogy(share, share).sum())
 
 
 def _normalised(graph: Any) -> Any:

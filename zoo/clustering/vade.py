@@ -137,6 +137,7 @@ def start_mixture(
     covariance: Covariance = "full",
     num_starts: int = 10,
     num_neighbors: int = 15,
+    balance: float = 0.0,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
@@ -166,6 +167,7 @@ def start_mixture(
         num_starts: mixtures from which the most likely is taken, or runs of k-means for each number
             of eigenvectors of the graph.
         num_neighbors: of each row in the graph.
+        balance: how much parts of like sizes are preferred, see :func:`.cut_graph`.
         seed: of all of it.
         progress: show a progress bar.
         settings: further ones of the autoencoder's fit: folder, resume, compile, device.
@@ -187,7 +189,8 @@ def start_mixture(
     if clusters == "neighbours":
         graph = neighbour_graph(codes, num_neighbors)
         if labels is None:
-            share = np.eye(size)[cut_graph(graph, size, num_starts=num_starts, seed=seed).clusters]
+            options = {"num_starts": num_starts, "balance": balance, "seed": seed}
+            share = np.eye(size)[cut_graph(graph, size, **options).clusters]
         else:
             share = np.eye(size)[spread_labels(graph, labels, known, size, seed=seed).clusters]
     else:
