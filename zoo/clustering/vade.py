@@ -189,8 +189,8 @@ def start_mixture(
     if clusters == "neighbours":
         graph = neighbour_graph(codes, num_neighbors)
         if labels is None:
-            options = {"num_starts": num_starts, "balance": balance, "seed": seed}
-            share = np.eye(size)[cut_graph(graph, size, **options).clusters]
+            found = cut_graph(graph, size, num_starts=num_starts, balance=balance, seed=seed)
+            share = np.eye(size)[found.clusters]
         else:
             share = np.eye(size)[spread_labels(graph, labels, known, size, seed=seed).clusters]
     else:
