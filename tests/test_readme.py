@@ -17,12 +17,12 @@ def quick(monkeypatch):
     """The fits of the README, one epoch long."""
     real = inference.fit
     from pyrozoo.zoo import catalogue
-    from pyrozoo.zoo.clustering import vade
+    from pyrozoo.zoo.clustering import pretraining
 
     def short(*args, **options):
         return real(*args, **{**options, "epochs": 1, "progress": False, "compile": False})
 
-    for module in (inference, catalogue, vade):
+    for module in (inference, catalogue, pretraining):
         monkeypatch.setattr(module, "fit", short)
 
 

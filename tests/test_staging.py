@@ -109,14 +109,14 @@ def test_every_entry_of_the_catalogue_is_staged_and_draws_the_same(name):
     model = zoo.create(name, data, **options)
     if model.prepare is not None:
         data, _ = model.prepare(data)
-        model.objective.inputs = tuple(model.settings["inputs"])
+        model.objective.inputs = tuple(model.settings.get("inputs", ()))
     program, guide = model.program.double(), model.guide.double()
     model.objective.split = False  # the split pass draws in another order
     staged = staged_graph(model.objective, program, guide, data)
     check(staged, data, seed=3)
     check(staged, data, seed=4)
     first, second = (staged(data).item() for _ in range(2))
-    assert first != second
+    assert (first == second) is (name in ("dec", "idec", "dcn"))  # their guides have no noise
 
 
 @pytest.mark.parametrize("options", [{"num_particles": 3}, {"kl": "sampled"}, {"free_bits": {"z": 0.5}}])  # fmt: skip
