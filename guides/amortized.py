@@ -1,7 +1,7 @@
 """Amortised guides: a network maps what is given to a proposal of the latent sites.
 
 ==================== ================================================================
-Amortized            q(z | given) = Normal, for every continuous local latent site
+Amortized            q(z | given) for every latent site, by inversion of the program
 Classifier           q(y | given), categorical, for one finite site
 ProductOfExperts     q(z | given) as a product of one Gaussian per given site
 Sequential           several of these, the later reading what the earlier have drawn
@@ -14,335 +14,243 @@ the drawn values by name.  None knows the loss, the data set or the number of ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyro
-import pyro.distributions as dist
+import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
 
-from pyrozoo.guides.inputs import Inputs, first_dtype, graph_of, local_site
+from pyrozoo.guides.experts import Classifier, ProductOfExperts
+from pyrozoo.guides.families import Family, make
+from pyrozoo.guides.inputs import Inputs, first_dtype
+from pyrozoo.guides.inversion import Factorisation, invert
+from pyrozoo.guides.parts import Drawn, Mean, Part, Sequential
+from pyrozoo.guides.shared import Shared
+from pyrozoo.guides.supports import Counts, bijection, on_support
+from pyrozoo.guides.targets import find_given, find_targets, graphs_of, plate_dim
 from pyrozoo.inference import Batch
-from pyrozoo.inference.graph import DATA
+from pyrozoo.inference.graph import DATA, Site
 from pyrozoo.zoo import networks
 
-Drawn = dict[str, Tensor]
+__all__ = ["Amortized", "Classifier", "Drawn", "Mean", "Part", "ProductOfExperts", "Sequential"]
 
-
-class Part(nn.Module):
-    """A guide that can follow others in :class:`Sequential`: override ``inside`` (and
-    ``outside``)."""
-
-    def outside(self) -> Drawn:
-        """Draw the sites outside plate ``"data"``."""
-        return {}
-
-    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
-        """Draw the sites in plate ``"data"``, given what earlier parts have drawn."""
-        raise NotImplementedError
-
-    def forward(self, batch: Batch) -> Drawn:
-        """Draw every site that it proposes; returns the values by name."""
-        values = self.outside()
-        with pyro.plate(DATA, len(batch)):
-            return values | self.inside(batch, {})
+WIDEST = 64  # numbers in all globals together that are read by others, with read_globals="auto"
 
 
 class Amortized(Part):
-    """Mean-field Gaussian: each continuous latent site is drawn given the same inputs.
+    """A proposal of every latent site that cannot be summed, each given what it has to read.
 
-    ``q(z | given) = Normal(loc(given), scale(given))`` for every continuous local site of the
-    program that is not given, on the unconstrained space if its support is constrained.  Sites
-    outside plate ``"data"`` get a Gaussian of their own, with parameters in place of networks.
-    Finite sites are
-    left out: they are summed exactly in the program.
+    The program's graph is inverted (:mod:`.inversion`), which gives the order of the draws and what
+    each of them reads; :attr:`factorisation` says both and why.  A site in plate ``"data"``,
+    and perhaps in others, is drawn from a network of what is given and of other latents; one
+    outside has parameters in place of a network, and depends linearly on globals drawn before.
+    Finite sites are left out: they are summed exactly in the program.  So are latents with
+    nothing given below them.
 
     Args:
-        program: what the guide is for; run once, unobserved, to read its sites.
-        given: sites (observable ones, whether observed in this data set or not) that are read.
+        program: what the guide is for; run twice, unobserved, to read its sites.
+        given: sites that are read, whether observed in this data set or not, and values of
+            ``example`` that are no sites; default: all local sites without descendants, and those
+            that the program itself observes.
         hidden: widths of the hidden layers of each network.
         activation: of the hidden layers.
         init_scale: constant at which the scales start, if given.
-        sites: the sites to propose; default: every continuous latent one.
+        sites: the sites to propose; default: every one that needs it.  A given site can be
+            among them: it is proposed where it is missing.
         network: site -> a module of your own, from the given values to a distribution.
         example: a batch on which the program can be run, if it reads inputs.
+        structure: ``"inverse"``; ``"independent"``, each local latent given only ``given``; or
+            ``"topological"``, in the program's order, each given ``given`` and the latents above.
+        family: of the proposals on the unconstrained space, see :mod:`.families`; one for all, or
+            by site (default: ``"mean_field"``).
+        read_globals: whether other sites read the global ones; ``"auto"``: if these are 64 numbers
+            or fewer, and not in the independent structure.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014).
+    Raises:
+        ValueError: a name or an option does not fit, or a site cannot be proposed, named in the
+            message.
+
+    Sources: Kingma and Welling, "Auto-encoding variational Bayes" (2014); Webb et al., "Faithful
+    inversion of generative models for effective amortized inference" (2018).
     """
 
     def __init__(
         self,
         program: Any,
-        given: Sequence[str],
+        given: Sequence[str] | None = None,
         hidden: Sequence[int] = (500, 500),
         activation: str = "relu",
         init_scale: float | None = None,
         sites: Sequence[str] | None = None,
         network: Mapping[str, nn.Module] | None = None,
         example: Any = None,
+        structure: str = "inverse",
+        family: Family | Mapping[str, Family] = "mean_field",
+        read_globals: bool | str = "auto",
     ) -> None:
         super().__init__()
-        graph = graph_of(program, example)
-        latent = [
-            s for s in graph.sites.values()
-            if s.kind == "sample" and s.continuous and s.name not in given
-            and (s.local or s.own is None)
-            and (sites is None or s.name in sites)
-            and (sites is not None or graph.descendants(s.name))
-        ]  # fmt: skip
-        if sites is not None and (unknown := set(sites) - {s.name for s in latent}):
-            raise ValueError(f"no continuous latent site is called {', '.join(sorted(unknown))}")
-        self.given = tuple(given)
-        self.inputs = nn.ModuleDict()
-        self.networks = nn.ModuleDict()
-        self.raw = nn.ParameterDict()
-        self._supports: dict[str, Any] = {}
-        for site in latent:
-            self._supports[site.name] = site.fn.support
-            size = biject_to(site.fn.support).inverse_shape(site.event_shape).numel()
-            if not site.local:
-                start = 0.1 if init_scale is None else init_scale
-                self.raw[f"{site.name}_loc"] = nn.Parameter(torch.zeros(size))
-                raw_scale = networks.inverse_positive_scale(start)
-                self.raw[f"{site.name}_scale"] = nn.Parameter(torch.full((size,), raw_scale))
-                continue
-            local_site(graph, site.name)
-            inputs = Inputs(graph, given, site.name)
-            self.inputs[site.name] = inputs
-            self.networks[site.name] = (network or {}).get(site.name) or networks.Encoder(
-                inputs.widths, hidden, size, activation, init_scale
-            )
+        if read_globals not in (True, False, "auto"):
+            raise ValueError(f"read_globals is True, False or 'auto', got {read_globals!r}")
+        graph, again = graphs_of(program, example, given)
+        self.data_dim = plate_dim(graph)
+        self.given = find_given(graph, given, example)
+        targets = find_targets(graph, again, self.given, sites, network or {})
         self._own = frozenset(network or {})
-        self._shapes = {s.name: s.event_shape for s in latent}
+        self._sites: dict[str, Site] = {site.name: site for site in targets}
+        self._maps = {
+            s.name: bijection(s) for s in targets if s.continuous and s.name not in self._own
+        }
+        found = invert(graph, self.given, list(self._sites), structure)
+        self.factorisation: Factorisation = self._limit(found, read_globals, structure)
+        families = family if isinstance(family, Mapping) else dict.fromkeys(self._sites, family)
+        if unknown := set(families) - set(self._sites):
+            raise ValueError(
+                f"family names {', '.join(sorted(unknown))}, but the guide proposes"
+                f" {', '.join(self._sites) or 'nothing'}"
+            )
+        self.inputs, self.networks = nn.ModuleDict(), nn.ModuleDict()
+        self._keys = {name: _key(name, self._sites) for name in self._sites}
+        unconstrain = {n: m[1] for n, m in self._maps.items() if not self._sites[n].local}
+        for name, reads in self.factorisation.reads.items():
+            site = self._sites[name]
+            if not site.local:
+                continue
+            own = name in self._own
+            inputs = Inputs(
+                graph,
+                [n for n in (self.given if own else reads) if n in self.given],
+                name,
+                drawn=[] if own else [n for n in reads if n not in self.given],
+                across={} if own else {n: read.across for n, read in reads.items()},
+                observable=self.given,
+                unconstrain={n: t for n, t in unconstrain.items() if n in reads},
+                hidden=hidden,
+                activation=activation,
+            )
+            self.inputs[self._keys[name]] = inputs
+            kind = families.get(name, "mean_field")
+            self.networks[self._keys[name]] = (network or {}).get(name) or (
+                self._network(name, kind, inputs, hidden, activation, init_scale)
+            )
+        shared = [n for n in self.factorisation.order if not self._sites[n].local]
+        self.raw = Shared(
+            [self._sites[n] for n in shared], self._keys, self._maps, self.factorisation,
+            {n: families.get(n, "mean_field") for n in shared}, init_scale,
+        )  # fmt: skip
+        self._graph_sizes = {p: n for s in graph.sites.values() for p, n in s.sizes.items()}
+        self._rows = {n: graph.sites[n] for n in self.given}
+
+    def _limit(self, found: Factorisation, read: bool | str, structure: str) -> Factorisation:
+        shared = [s for s in self._sites.values() if not s.local]
+        total = 0
+        for site in shared:
+            entries = torch.Size(site.sizes.values()).numel()
+            total += entries * (self._maps[site.name][2].numel() if site.name in self._maps else 1)
+        if read is False or (read == "auto" and structure == "independent"):
+            return found.without([s.name for s in shared], "other sites do not read globals")
+        counts = [s.name for s in shared if not s.continuous]
+        found = found.without(counts, "a count, which other sites do not read")
+        if read == "auto" and total > WIDEST:
+            note = f"the globals are {total} numbers, more than {WIDEST}: other sites do not read"
+            return found.without([s.name for s in shared], note)
+        return found
+
+    def _network(
+        self, name: str, kind: Family, inputs: Inputs, hidden: Sequence[int], activation: str,
+        init_scale: float | None,
+    ) -> nn.Module:  # fmt: skip
+        if name not in self._maps:
+            return Counts(inputs.widths, self._sites[name].event_shape, hidden, activation)
+        size = self._maps[name][2].numel()
+        if kind == "mean_field":
+            return networks.Encoder(inputs.widths, hidden, size, activation, init_scale)
+        return make(kind, inputs.widths, size, hidden, activation, init_scale)
 
     def distribution(
         self, name: str, batch: Batch, drawn: Mapping[str, Tensor] | None = None
     ) -> Any:
-        """The proposal of one site given a batch: batch shape ``(*, rows)``."""
-        net, inputs = self.networks[name], cast(Inputs, self.inputs[name])
+        """The proposal of one local site given a batch: batch shape ``(*, rows)``.
+
+        Args:
+            name: of the site.
+            batch: what is known.
+            drawn: values of the latent sites that it reads, ``(*, rows, *event)``.
+
+        Raises:
+            ValueError: one of these is missing.
+        """
+        key = self._keys[name]
+        net, inputs = self.networks[key], cast(Inputs, self.inputs[key])
         dtype = first_dtype(net)
         if name in self._own:
             return net(*(inputs.value(g, batch, drawn or {}, dtype) for g in self.given))
-        return self._on_support(name, net(*inputs(batch, drawn or {}, dtype)))
-
-    def _on_support(self, name: str, normal: Any) -> Any:
-        shape, support = self._shapes[name], self._supports[name]
-        transform = biject_to(support)
-        flat = transform.inverse_shape(shape)
-        if len(flat) != 1:
-            base = normal.base_dist
-            loc, scale = (v.reshape(v.shape[:-1] + flat) for v in (base.loc, base.scale))
-            normal = dist.Normal(loc, scale).to_event(len(flat))
-        base = getattr(support, "base_constraint", support)
-        if isinstance(base, type(constraints.real)):  # also after a copy
-            return normal
-        return dist.TransformedDistribution(normal, [transform])
+        fn = net(*inputs(batch, drawn or {}, dtype))
+        if name not in self._maps:
+            return fn
+        return on_support(fn, *self._maps[name], self._sites[name].event_shape)
 
     def outside(self) -> Drawn:
         """Draw the global sites."""
-        values = {}
-        for name in self._shapes:
-            if name not in self.networks:
-                loc = self.raw[f"{name}_loc"]
-                scale = networks.positive_scale(self.raw[f"{name}_scale"])
-                fn = self._on_support(name, dist.Normal(loc, scale).to_event(1))
-                values[name] = pyro.sample(name, fn)
+        values: Drawn = {}
+        plates = _Plates(self._graph_sizes)
+        for name in self.raw.order:
+            with plates.of(self._sites[name]):
+                values[name] = pyro.sample(name, self.raw.distribution(name, values))
         return values
 
     def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
         """Draw the local sites."""
-        return {n: pyro.sample(n, self.distribution(n, batch, drawn)) for n in self.networks}
-
-
-class Classifier(Part):
-    """``q(y | given)`` for a finite site: summed exactly where it is unknown, as in M2.
-
-    Args:
-        program: what the guide is for.
-        site: a ``Categorical`` site of the program.
-        given: sites that are read.
-        hidden, activation: of the network.
-        network: a module of your own, from the given values to a distribution.
-        example: a batch on which the program can be run, if it reads inputs.
-    """
-
-    def __init__(
-        self,
-        program: Any,
-        site: str,
-        given: Sequence[str],
-        hidden: Sequence[int] = (500,),
-        activation: str = "relu",
-        network: nn.Module | None = None,
-        example: Any = None,
-    ) -> None:
-        super().__init__()
-        graph = graph_of(program, example)
-        fn = local_site(graph, site).fn
-        if not isinstance(fn, dist.Categorical):
-            raise ValueError(
-                f"site {site!r} is expected to be Categorical, not {type(fn).__name__}"
-            )
-        self.site, self.given = site, tuple(given)
-        self.inputs = Inputs(graph, given, site)
-        self._own = network is not None
-        self.network = network or networks.Classifier(
-            self.inputs.widths, hidden, fn.probs.shape[-1], activation
-        )
-
-    def distribution(self, batch: Batch, drawn: Mapping[str, Tensor] | None = None) -> Any:
-        """``q(y | given)``, batch shape ``(*, rows)``."""
-        dtype = first_dtype(self.network)
-        if self._own:
-            values = [self.inputs.value(g, batch, drawn or {}, dtype) for g in self.given]
-        else:
-            values = self.inputs(batch, drawn or {}, dtype)
-        return self.network(*values)
-
-    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
-        """Draw the site (under an enumerating objective: all its values)."""
-        return {self.site: pyro.sample(self.site, self.distribution(batch, drawn))}
-
-
-class ProductOfExperts(Part):
-    """A Gaussian whose precision is the sum of the precisions of the experts that see something.
-
-    With ``T_m`` the precision of the expert of modality m, zero in rows where m is missing::
-
-        T = 1 + sum_m T_m,    q(z | given) = Normal(sum_m T_m loc_m / T, T^(-1/2))
-
-    The one is the prior, a standard normal; a row without any modality falls back to it.
-
-    Args:
-        program: what the guide is for.
-        given: the modalities, one expert each.
-        site: the shared latent site.
-        hidden, activation: of each expert.
-        network: modality -> a module of your own that returns a Normal (``.to_event(1)``).
-        example: a batch on which the program can be run, if it reads inputs.
-
-    Source: Wu and Goodman, "Multimodal generative models for scalable weakly-supervised learning"
-    (2018).
-    """
-
-    def __init__(
-        self,
-        program: Any,
-        given: Sequence[str],
-        site: str = "z",
-        hidden: Sequence[int] = (512, 512),
-        activation: str = "relu",
-        network: Mapping[str, nn.Module] | None = None,
-        example: Any = None,
-    ) -> None:
-        super().__init__()
-        graph = graph_of(program, example)
-        latent_dim = local_site(graph, site).event_shape.numel()
-        self.site, self.given = site, tuple(given)
-        self.inputs = nn.ModuleDict({m: Inputs(graph, [m], site) for m in given})
-        self.experts = nn.ModuleDict(
-            {
-                m: (network or {}).get(m)
-                or networks.Encoder(
-                    cast(Inputs, self.inputs[m]).widths, hidden, latent_dim, activation
-                )
-                for m in given
-            }
-        )
-        self._own = frozenset(network or {})
-
-    def distribution(self, batch: Batch, drawn: Mapping[str, Tensor] | None = None) -> Any:
-        """``q(z | given)``, batch shape ``(*, rows)``."""
-        precision: Any = 1.0
-        weighted: Any = 0.0
-        for name in self.given:
-            present = batch.present(name).reshape(len(batch), -1).any(1)
-            known = (present | torch.full_like(present, name in (drawn or {}))).unsqueeze(-1)
-            normal = self._normal(name, batch, drawn or {})
-            share = known / normal.scale**2
-            precision = precision + share
-            weighted = weighted + share * normal.loc
-        return dist.Normal(weighted / precision, precision**-0.5).to_event(1)
-
-    def _normal(self, name: str, batch: Batch, drawn: Mapping[str, Tensor]) -> Any:
-        """What the expert of a modality says, ``(*, rows, D)``."""
-        expert, inputs = self.experts[name], cast(Inputs, self.inputs[name])
-        dtype = first_dtype(expert)
-
-        def run() -> Any:
-            if name in self._own:
-                return expert(inputs.value(name, batch, drawn, dtype)).base_dist
-            return expert(*inputs(batch, drawn, dtype)).base_dist
-
-        return run() if name in drawn else batch.once((id(self), name), run)
-
-    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
-        """Draw the shared latent site."""
-        return {self.site: pyro.sample(self.site, self.distribution(batch, drawn))}
-
-
-class Sequential(Part):
-    """Several guides, one after the other; each may be *given* the sites that were drawn before.
-
-    ``Sequential(Classifier(p, "y", ["x"]), Amortized(p, ["x", "y"]))`` is q(y | x) q(z | x, y).
-    """
-
-    def __init__(self, *parts: Part) -> None:
-        super().__init__()
-        for part in parts:
-            if not isinstance(part, Part):
-                raise TypeError(
-                    f"a part of a sequential guide is a Part, not {type(part).__name__}"
-                )
-        self.parts = nn.ModuleList(parts)
-
-    def outside(self) -> Drawn:
-        """Draw the global sites of all parts."""
         values: Drawn = {}
-        for part in self.parts:
-            values |= cast(Part, part).outside()
+        plates = _Plates(self._graph_sizes | self._sizes(batch))
+        for name in self.factorisation.order:
+            if (site := self._sites[name]).local:
+                fn = self.distribution(name, batch, {**drawn, **values})
+                with plates.of(site):
+                    values[name] = pyro.sample(name, fn)
         return values
 
-    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
-        """Draw the local sites of all parts."""
-        values: Drawn = {}
-        for part in self.parts:
-            values |= cast(Part, part).inside(batch, {**drawn, **values})
-        return values
+    def _sizes(self, batch: Batch) -> dict[str, int]:
+        """Sizes of the inner plates, which may differ from batch to batch."""
+        sizes = {}
+        for name, site in self._rows.items():
+            if name in batch and len(site.dims) > 1:
+                inner = [plate for plate in site.dims if plate != DATA]
+                sizes |= dict(zip(inner, batch.shape(name)[1:], strict=False))
+        return sizes
+
+    def __str__(self) -> str:
+        return str(self.factorisation)
 
 
-class _Means(Messenger):
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["type"] == "sample" and isinstance(msg["fn"], dist.Independent | dist.Normal):
-            fn = msg["fn"]
-            if isinstance(getattr(fn, "base_dist", fn), dist.Normal):
-                msg["fn"] = dist.Delta(fn.mean, event_dim=fn.event_dim)
+class _Plates:
+    """The plates of a run, made once each, with the dims that they have in the program.
 
-
-class Mean(nn.Module):
-    """Another guide without its noise: each Gaussian site is a point mass at its mean.
-
-    With the weights of the latent terms at zero, the bound under this guide is the reconstruction
-    of an autoencoder.  The parameters are those of the other guide.
-
-    Args:
-        guide: any guide.
-        noise: sd of Gaussian noise on the floating-point values that the guide reads in training,
-            which makes it a denoising autoencoder: the program still generates the clean values.
+    They are hidden from traces: another part of the guide may have made them, too.
     """
 
-    def __init__(self, guide: nn.Module, noise: float = 0.0) -> None:
-        super().__init__()
-        self.guide, self.noise = guide, noise
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.sizes, self.made = sizes, dict[str, Any]()
 
-    def forward(self, batch: Batch) -> Any:
-        """Draw, without noise in the latent sites."""
-        if self.training and self.noise:
-            for name in batch.names:
-                if (value := batch[name]).is_floating_point():
-                    batch = batch.replace(name, value + self.noise * torch.randn_like(value))
-        with _Means():
-            return self.guide(batch)
+    @contextlib.contextmanager
+    def of(self, site: Site) -> Iterator[None]:
+        """In all plates of a site but that over the data."""
+        with contextlib.ExitStack() as stack:
+            for name, dim in site.dims.items():
+                if name == DATA:
+                    continue
+                if name not in self.made:
+                    with poutine.block(hide=[name]):
+                        self.made[name] = pyro.plate(name, self.sizes[name], dim=dim)
+                stack.enter_context(self.made[name])
+            yield
+
+
+def _key(name: str, taken: Mapping[str, Any]) -> str:
+    """A name that a module can have: no dots, no names of methods."""
+    key = name.replace(".", "_")
+    while (key != name and key in taken) or hasattr(nn.ModuleDict, key):
+        key += "_"
+    return key

@@ -23,16 +23,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.bounds.contract import Factor, add, components, contract
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.bounds.terms import Terms, run, sample_sites, take_apart
+from pyrozoo.inference.bounds.terms import run, sample_sites, take_apart
+from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.graph import innermost
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan
@@ -84,6 +83,7 @@ def log_evidence(
     num_particles = read_count("num_particles", num_particles)
     size = None if chunk_size is None else read_count("chunk_size", chunk_size)
     objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
+    objective._reparameterised = False  # there is no gradient
     found, fast = [], {}
     for p, q, batch, plan in slices(objective, program, guide, data, 1024, seed):
         _refuse(plan)
@@ -101,48 +101,6 @@ def log_evidence(
                     sums.append(fast[key](piece))
                 found.append(torch.stack(sums).logsumexp(0) - math.log(num_particles))
     return torch.cat(found)
-
-
-def log_weights(terms: Terms) -> Tensor:
-    """Log importance weights, ``(particles, rows)``; all enumerated sites are summed exactly."""
-    sums = terms.sums | {terms.weight_dims[f.name]: f.plates for f in terms.weights}
-    factors = [f for group in terms.groups for f in group]
-    for name, parts in terms.plain.items():
-        if name in terms.weight_dims:  # not the guide's, and whether it counts is asked afterwards
-            site = terms.sites[name]
-            plates = next(f.plates for f in terms.weights if f.name == name)
-            parts = [(site["fn"].log_prob(site["value"]), plates)]
-        factors += [Factor(name, value, plates, frozenset()) for value, plates in parts]
-    rows = []
-    for group in components([_with_sums(f, sums) for f in factors]):
-        value = contract(group, sums, terms.plates)
-        if any(f.sums for f in group):
-            names = [f.name for f in group if f.name in terms.sites]
-            value = scale_and_mask(value, mask=_counts([terms.sites[n] for n in names], terms))
-        rows.append(terms.to_rows(value, frozenset().union(*(f.plates for f in group))))
-    local = [value for value in rows if value.dim() == 2]
-    shape = (terms.num_particles, terms.rows)
-    return add(local).expand(shape) if local else torch.zeros(shape)
-
-
-def _with_sums(factor: Factor, sums: Iterable[int]) -> Factor:
-    value = factor.value
-    here = frozenset(d for d in sums if -d <= value.dim() and value.shape[d] > 1)
-    return Factor(factor.name, value, factor.plates, factor.sums | here)
-
-
-def _counts(sites: list[Any], terms: Terms) -> bool | Tensor:
-    """Where any of the sites counts; where none does, the sum is that of a prior: log 1."""
-    mask: bool | Tensor = False
-    for site in sites:
-        counts = site["infer"].get("_counts", site["mask"])
-        if counts is None or counts is True:
-            return True
-        if isinstance(counts, Tensor):
-            for dim in range(-counts.dim(), 0):
-                counts = counts if dim in terms.plates else counts.any(dim, keepdim=True)
-        mask = mask | counts
-    return mask
 
 
 def _weights(p: Observed, q: Observed, batch: Batch, count: int) -> Tensor:
@@ -195,7 +153,7 @@ def _refuse(plan: Plan) -> None:
                 " own; fix its value with pyro.poutine.condition(program, data={...}) and leave it"
                 " out of the guide"
             )
-        if role == "auxiliary":
+        if role == "auxiliary" and not site.infer.get("reversed"):
             for other in plan.guide.sites.values():
                 if name in other.parents and not other.fixed:
                     raise ValueError(

@@ -24,7 +24,7 @@ from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import Factor, add, by_row, expectations, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
-from pyrozoo.inference.evidence import log_weights
+from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.graph import DATA, Site, innermost
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan

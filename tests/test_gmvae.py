@@ -37,7 +37,7 @@ def check_laws(monkeypatch, case):
 def make(cluster="exact"):
     """A GMVAE of x_dim 6, its guide with replayed noise, and a batch with that noise."""
     program = GMVAE(6, K, 2, 3, (8,), (4,))
-    guide = Amortized(program, ["x"], (8,))
+    guide = Amortized(program, ["x"], (8,), structure="independent")
     if cluster == "network":
         guide = Sequential(Classifier(program, "y", ["x"], (8,)), guide)
     data = {"x": torch.rand(ROWS, 6), "noise": torch.randn(ROWS, 5)}

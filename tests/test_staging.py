@@ -99,6 +99,7 @@ DATA = {
     },
     "hivae": lambda: {"x": (torch.rand(8, 3), torch.rand(8, 3) < 0.7)},
     "mfcvae": lambda: {"x": torch.rand(8, 6)},
+    "vae": lambda: {"x": torch.rand(8, 6)},
 }
 
 
@@ -456,7 +457,7 @@ FALLBACKS = {
 def test_what_cannot_be_staged_runs_with_pyro_and_says_why(kind):
     program, guide, data = plain(kind=kind)
     if kind is NotSummed:
-        guide = Sequential(Amortized(program, ["x"], (4,)), Count())
+        guide = Sequential(Amortized(program, ["x"], (4,), sites=["z"]), Count())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "falling back to Pyro's")
         with pytest.warns(UserWarning, match="not compiled: every step runs with Pyro: " + FALLBACKS[kind]):  # fmt: skip

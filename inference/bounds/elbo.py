@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import add
+from pyrozoo.inference.bounds.gradients import detach_densities
 from pyrozoo.inference.bounds.kl import closed_form_sites
 from pyrozoo.inference.bounds.stock import outside, stock
 from pyrozoo.inference.bounds.terms import Terms, run, sample_sites, take_apart
@@ -62,6 +63,8 @@ class EnumELBO(TraceEnum_ELBO):
             the label is computed K times for them.  ``"auto"``: where an observed site depends
             directly on a partly known summed site.  Equal to ``False``, the masked pass, for
             the same draws, and in expectation where knowing the label allows a closed form.
+        gradient: ``"total"``, or ``"stl"``, sticking the landing: see :mod:`.gradients`.  Then no
+            divergence is taken in closed form.
         inputs, replace: see :func:`.observing.pair`, for halves that are not paired yet.
 
     Weights are read at every call, also by a loss that is staged (:mod:`.staging`).
@@ -70,6 +73,10 @@ class EnumELBO(TraceEnum_ELBO):
     plated factor graphs" (2019), as in Pyro; free bits are from Kingma et al., "Improved
     variational inference with inverse autoregressive flow" (2016).
     """
+
+    gradient = "total"  # of a checkpoint's settings only where another is chosen
+    _gradients: tuple[str, ...] = ("total", "stl")
+    _reparameterised = True  # whether its gradient flows through the guide's draws
 
     def __init__(
         self,
@@ -81,6 +88,7 @@ class EnumELBO(TraceEnum_ELBO):
         observed_guide_weights: Mapping[str, float | Tensor] | None = None,
         num_rows: int | None = None,
         split: bool | str = "auto",
+        gradient: str = "total",
         inputs: tuple[str, ...] = (),
         replace: tuple[str, ...] = (),
     ) -> None:
@@ -90,6 +98,8 @@ class EnumELBO(TraceEnum_ELBO):
             raise ValueError(f"kl is 'closed' or 'sampled', got {kl!r}")
         if split not in (True, False, "auto"):
             raise ValueError(f"split is True, False or 'auto', got {split!r}")
+        if gradient not in self._gradients:
+            raise ValueError(f"gradient is one of {', '.join(self._gradients)}, got {gradient!r}")
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=num_particles > 1,
@@ -101,6 +111,8 @@ class EnumELBO(TraceEnum_ELBO):
         self.observed_guide_weights = dict(observed_guide_weights or {})
         self.num_rows = num_rows
         self.split = split
+        if gradient != self.gradient:
+            self.gradient = gradient
         self.inputs, self.replace = tuple(inputs), tuple(replace)
         self._pairs: dict[tuple[int, int], tuple[Observed, Observed]] = {}
         self._told: set[str] = set()
@@ -161,8 +173,8 @@ class EnumELBO(TraceEnum_ELBO):
         """One line a site: what is done with it, and how the divergence of a latent is taken."""
         p, q, ready, plan = self._ready(program, guide, batch)
         lines = plan.describe(ready)
-        if self.kl == "closed" and not self.unsupported(plan):
-            for name, reason in closed_form_sites(plan, p, q, ready).items():
+        if not self.unsupported(plan):
+            for name, reason in self._closed_form(plan, p, q, ready).items():
                 how = f"KL sampled ({reason})" if reason else "KL in closed form"
                 lines = [f"{x}; {how}" if x.startswith(f"{name}: prop") else x for x in lines]
         return lines
@@ -182,18 +194,35 @@ class EnumELBO(TraceEnum_ELBO):
 
     def unsupported(self, plan: Plan) -> str:
         """Why the row-wise bound does not cover a program or guide ('' if it does)."""
-        if "unsupported" not in plan.cache:
-            plan.cache["unsupported"] = outside(plan)
-        return plan.cache["unsupported"]
+        return _outside(plan, self._reparameterised)
 
     def trace(self, p: Observed, q: Observed, batch: Batch) -> Terms:
         """Run the guide, then the program at its draws; take the two traces apart."""
         plan = p.pairing.plan(batch)
-        reasons = closed_form_sites(plan, p, q, batch) if self.kl == "closed" else {}
+        reasons = self._closed_form(plan, p, q, batch)
         closed = [name for name, reason in reasons.items() if not reason]
         program, guide = (sample_sites(t) for t in run(p, q, batch, self.num_particles))
+        terms = self._terms(plan, program, guide, batch, closed)
+        if self.gradient == "stl":
+            detach_densities(terms, p, q, batch, guide)
+        return terms
+
+    def _terms(
+        self,
+        plan: Plan,
+        program: dict[str, Any],
+        guide: dict[str, Any],
+        batch: Batch,
+        closed: Collection[str] = (),
+    ) -> Terms:
         wanted = list(self.observed_guide_weights)
         return take_apart(plan, program, guide, len(batch), self.num_particles, closed, wanted)
+
+    def _closed_form(self, plan: Plan, p: Observed, q: Observed, batch: Batch) -> dict[str, str]:
+        """Proposed site -> why its divergence has to be sampled; nothing, if all of them are."""
+        if self.kl == "closed" and self.gradient == "total":
+            return closed_form_sites(plan, p, q, batch)
+        return {}
 
     # ---- from terms to a value -------------------------------------------------------------------
 
@@ -210,7 +239,7 @@ class EnumELBO(TraceEnum_ELBO):
         return p, q, batch, plan
 
     def _refuse(self, plan: Plan, what: str) -> None:
-        if reason := self.unsupported(plan):
+        if reason := _outside(plan, self._reparameterised and torch.is_grad_enabled()):
             raise ValueError(f"{what}: {reason}")
 
     def _evaluate(self, p: Observed, q: Observed, batch: Batch, plan: Plan) -> Value:
@@ -245,10 +274,13 @@ class EnumELBO(TraceEnum_ELBO):
         local = [v for v in parts.values() if v.dim() == 2]
         shared = [v.mean() for v in parts.values() if v.dim() < 2]
         rows = add(local).expand_as(none) if local else none
-        extra = none
+        return Value(rows, add(shared) if shared else zero, self._extra(terms, none))
+
+    def _extra(self, terms: Terms, zeros: Tensor) -> Tensor:
+        """What is no part of the bound, ``(particles, rows)``."""
         for name, value in terms.observed_guide.items():
-            extra = extra + self.observed_guide_weights[name] * value
-        return Value(rows, add(shared) if shared else zero, extra)
+            zeros = zeros + self.observed_guide_weights[name] * value
+        return zeros
 
     def _split_sites(self, p: Observed, q: Observed, plan: Plan) -> list[str]:
         """The partly known sites by whose presence the rows of a batch are split."""
@@ -262,12 +294,21 @@ class EnumELBO(TraceEnum_ELBO):
     def _stock(self, reason: str, plan: Plan, batch: Batch) -> TraceEnum_ELBO:
         if not self.is_bound or self.free_bits:
             raise ValueError(f"weights of single terms are not available here: {reason}")
+        if self.gradient != "total":
+            raise ValueError(f"gradient={self.gradient!r} is not available here: {reason}")
         if self.num_rows not in (None, len(batch)):
             raise ValueError(f"minibatches are not available here: {reason}")
         if reason not in self._told:
             self._told.add(reason)
             warnings.warn(f"falling back to Pyro's TraceEnum_ELBO: {reason}", stacklevel=4)
         return stock(plan, self.num_particles)
+
+
+def _outside(plan: Plan, reparameterised: bool) -> str:
+    key = f"outside {reparameterised}"
+    if key not in plan.cache:
+        plan.cache[key] = outside(plan, reparameterised)
+    return plan.cache[key]
 
 
 def coupled_layer(*nets: Any) -> str:

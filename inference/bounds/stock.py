@@ -19,8 +19,13 @@ def stock(plan: Plan, num_particles: int) -> TraceEnum_ELBO:
     )
 
 
-def outside(plan: Plan) -> str:
-    """Why a program or guide is outside the class of the row-wise bound ('' if it is inside)."""
+def outside(plan: Plan, reparameterised: bool = True) -> str:
+    """Why a program or guide is outside the class of the row-wise bound ('' if it is inside).
+
+    Args:
+        plan: of any batch of the pattern.
+        reparameterised: whether gradients are to flow through the guide's draws.
+    """
     for graph, side in ((plan.program, "program"), (plan.guide, "guide")):
         for name, site in graph.sites.items() if graph else ():
             summed = name in plan.summed if side == "program" else site.summable
@@ -37,6 +42,6 @@ def outside(plan: Plan) -> str:
             if isinstance(site.scale, Tensor) and site.scale.dim() and summed:
                 return f"summed site {name!r} has a scale with dimensions"
             enumerated = site.summable and site.infer.get("enumerate", "parallel") == "parallel"
-            if side == "guide" and not (enumerated or site.fn.has_rsample):
+            if side == "guide" and reparameterised and not (enumerated or site.fn.has_rsample):
                 return f"site {name!r} of the guide is neither summed nor reparameterised"
     return ""

@@ -124,15 +124,23 @@ class Terms:
 
 def run(p: Observed, q: Observed, batch: Batch, num_particles: int) -> tuple[Any, Any]:
     """Traces of the program and the guide, in this order, as ``TraceEnum_ELBO`` would draw them."""
-    depth = nesting(p.pairing.plan(batch))
-    vectorized = num_particles > 1
-    program: Any = EnumMessenger()(p)  # its enumeration dims follow those of the guide
-    guide: Any = EnumMessenger(-1 - depth - vectorized)(q)
-    if vectorized:
-        particles = pyro.plate(PARTICLES, num_particles, dim=-1 - depth)
-        program, guide = particles(program), particles(guide)
-    guide_trace = poutine.trace(guide).get_trace(batch)
-    return poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch), guide_trace
+    plan = p.pairing.plan(batch)
+    guide = poutine.trace(enumerating(q, plan, num_particles)).get_trace(batch)
+    program = poutine.replay(enumerating(p, plan, num_particles), guide)
+    return poutine.trace(program).get_trace(batch), guide
+
+
+def enumerating(net: Observed, plan: Plan, num_particles: int) -> Any:
+    """A half with its finite sites enumerated, in all particles; the guide is to be run first."""
+    dim = -1 - nesting(plan) - (num_particles > 1)  # the program's dims follow those of the guide
+    return in_particles(EnumMessenger(dim if net.of_guide else None)(net), plan, num_particles)
+
+
+def in_particles(net: Any, plan: Plan, num_particles: int) -> Any:
+    """A half inside the plate of the particles, if there are several."""
+    if num_particles == 1:
+        return net
+    return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(plan))(net)
 
 
 def take_apart(
@@ -181,7 +189,7 @@ def _take_guide_site(terms: Terms, name: str, site: Any, closed: bool) -> None:
             sums = _dims_in(value, terms.weight_dims.values())
             terms.weights.append(Factor(name, value, _plates(site), sums))
     value = -scale_and_mask(value, site["scale"], site["mask"])
-    terms.plain[name] = [(value, _plates(site))]
+    terms.plain[name] = [_whole(value, site)]
 
 
 def _at_known(plan: Plan, site: Any, of_program: Any) -> Tensor | None:
@@ -209,7 +217,7 @@ def _take_program(terms: Terms, sites: dict[str, Any]) -> None:
             factors.append(Factor(name, value, _plates(site), sums))
         else:
             value = scale_and_mask(value, site["scale"], site["mask"])
-            terms.plain.setdefault(name, []).append((value, _plates(site)))
+            terms.plain.setdefault(name, []).append(_whole(value, site))
     for group in components(factors):
         names = [f.name for f in group]
         terms.groups.append(group)
@@ -268,6 +276,15 @@ def _enumerated(site: Any) -> Any:
 
 def _plates(site: Any) -> Dims:
     return frozenset(f.dim for f in site["cond_indep_stack"] if f.vectorized)
+
+
+def _whole(value: Tensor, site: Any) -> tuple[Tensor, Dims]:
+    """A value and its plates; those of a global site are summed, lest one be taken for the rows."""
+    plates, frames = _plates(site), [f for f in site["cond_indep_stack"] if f.vectorized]
+    if any(f.name == DATA for f in frames):
+        return value, plates
+    own = frozenset(f.dim for f in frames if f.name != PARTICLES)
+    return sum_out(value, own), plates - own
 
 
 def _density(site: Any) -> Tensor:

@@ -1,0 +1,110 @@
+"""Guides made of parts: one after the other, or without their noise.
+
+Every part is a module with ``forward(batch)``, proposes sites under their own names, and returns
+the drawn values by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrozoo.inference import Batch
+from pyrozoo.inference.graph import DATA
+
+Drawn = dict[str, Tensor]
+
+
+class Part(nn.Module):
+    """A guide that can follow others in :class:`Sequential`: override ``inside`` (and
+    ``outside``).
+
+    ``data_dim`` is the tensor dimension of plate ``"data"``, the program's.
+    """
+
+    data_dim = -1
+
+    def outside(self) -> Drawn:
+        """Draw the sites outside plate ``"data"``."""
+        return {}
+
+    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
+        """Draw the sites in plate ``"data"``, given what earlier parts have drawn."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Drawn:
+        """Draw every site that it proposes; returns the values by name."""
+        values = self.outside()
+        with pyro.plate(DATA, len(batch), dim=self.data_dim):
+            return values | self.inside(batch, values)
+
+
+class Sequential(Part):
+    """Several guides, one after the other; each may be *given* the sites that were drawn before.
+
+    ``Sequential(Classifier(p, "y", ["x"]), Amortized(p, ["x", "y"]))`` is q(y | x) q(z | x, y).
+    """
+
+    def __init__(self, *parts: Part) -> None:
+        super().__init__()
+        for part in parts:
+            if not isinstance(part, Part):
+                raise TypeError(
+                    f"a part of a sequential guide is a Part, not {type(part).__name__}"
+                )
+        self.parts = nn.ModuleList(parts)
+        self.data_dim = min((part.data_dim for part in parts), default=-1)
+
+    def outside(self) -> Drawn:
+        """Draw the global sites of all parts."""
+        values: Drawn = {}
+        for part in self.parts:
+            values |= cast(Part, part).outside()
+        return values
+
+    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
+        """Draw the local sites of all parts."""
+        values: Drawn = {}
+        for part in self.parts:
+            values |= cast(Part, part).inside(batch, {**drawn, **values})
+        return values
+
+
+class _Means(Messenger):
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["type"] == "sample" and isinstance(msg["fn"], dist.Independent | dist.Normal):
+            fn = msg["fn"]
+            if isinstance(getattr(fn, "base_dist", fn), dist.Normal):
+                msg["fn"] = dist.Delta(fn.mean, event_dim=fn.event_dim)
+
+
+class Mean(nn.Module):
+    """Another guide without its noise: each Gaussian site is a point mass at its mean.
+
+    With the weights of the latent terms at zero, the bound under this guide is the reconstruction
+    of an autoencoder.  The parameters are those of the other guide.
+
+    Args:
+        guide: any guide.
+        noise: sd of Gaussian noise on the floating-point values that the guide reads in training,
+            which makes it a denoising autoencoder: the program still generates the clean values.
+    """
+
+    def __init__(self, guide: nn.Module, noise: float = 0.0) -> None:
+        super().__init__()
+        self.guide, self.noise = guide, noise
+
+    def forward(self, batch: Batch) -> Any:
+        """Draw, without noise in the latent sites."""
+        if self.training and self.noise:
+            for name in batch.names:
+                if (value := batch[name]).is_floating_point():
+                    batch = batch.replace(name, value + self.noise * torch.randn_like(value))
+        with _Means():
+            return self.guide(batch)
