@@ -53,15 +53,17 @@ class Amortized(Part):
     Args:
         program: what the guide is for; run twice, unobserved, to read its sites.
         given: sites that are read, whether observed in this data set or not, and values of
-            ``example`` that are no sites; default: all local sites without descendants, and those
-            that the program itself observes.
+            ``example`` that are no sites; default: all local sites without descendants, those
+            that the program itself observes, and all that ``example`` has.
         hidden: widths of the hidden layers of each network.
         activation: of the hidden layers.
         init_scale: constant at which the scales start, if given.
-        sites: the sites to propose; default: every one that needs it.  A given site can be
-            among them: it is proposed where it is missing.
+        sites: the sites to propose; default: every one that needs it, among them given ones on
+            which others depend and which are known in part in ``example``: they are proposed where
+            they are missing.
         network: site -> a module of your own, from the given values to a distribution.
-        example: a batch on which the program can be run, if it reads inputs.
+        example: a batch on which the program can be run; wanted if it reads inputs, and says by
+            its keys and masks what is observable.
         structure: ``"inverse"``; ``"independent"``, each local latent given only ``given``; or
             ``"topological"``, in the program's order, each given ``given`` and the latents above.
         family: of the proposals on the unconstrained space, see :mod:`.families`; one for all, or
@@ -97,7 +99,9 @@ class Amortized(Part):
         graph, again = graphs_of(program, example, given)
         self.data_dim = plate_dim(graph)
         self.given = find_given(graph, given, example)
-        targets = find_targets(graph, again, self.given, sites, network or {})
+        some = Batch.of(2 if example is None else example)
+        partly = [n for n in some.names if some.partly(n)]
+        targets = find_targets(graph, again, self.given, sites, network or {}, partly)
         self._own = frozenset(network or {})
         self._sites: dict[str, Site] = {site.name: site for site in targets}
         self._maps = {

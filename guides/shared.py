@@ -24,6 +24,8 @@ from pyrozoo.guides.supports import Counts, on_support
 from pyrozoo.inference.graph import Site
 from pyrozoo.zoo import networks
 
+JITTER = 0.3  # of the locations of the entries of a plate, which are all alike to the program
+
 
 class Shared(nn.Module):
     """The proposals of all global sites of a guide.
@@ -61,7 +63,8 @@ class Shared(nn.Module):
             elif families[site.name] == "mean_field":
                 start = networks.inverse_positive_scale(0.1 if init_scale is None else init_scale)
                 scale = torch.full((entries * size,), start)
-                self.register_parameter(f"{key}_loc", nn.Parameter(torch.zeros(entries * size)))
+                loc = JITTER * torch.randn(entries * size) if entries > 1 else torch.zeros(size)
+                self.register_parameter(f"{key}_loc", nn.Parameter(loc))
                 self.register_parameter(f"{key}_scale", nn.Parameter(scale))
             else:
                 self.drawn_by[key] = make(families[site.name], eye, size, init_scale=init_scale)

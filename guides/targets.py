@@ -36,10 +36,8 @@ def graphs_of(program: Any, example: Any, given: Sequence[str] | None) -> tuple[
             )
         if first.sites[name].dims != second.sites[name].dims:
             raise ValueError(f"site {name!r} lies in other plates in another run")
-    extra = {
-        n: _value(n, batch)
-        for n in (given or ()) if n in batch and n not in first.sites
-    }  # fmt: skip
+    read = batch.names if given is None else given
+    extra = {n: _value(n, batch) for n in read if n in batch and n not in first.sites}
     if extra:
         first = dataclasses.replace(first, sites={**extra, **first.sites}, _below={})
     return first, second
@@ -68,7 +66,9 @@ def plate_dim(graph: Graph) -> int:
 
 
 def find_given(graph: Graph, given: Sequence[str] | None, example: Any) -> tuple[str, ...]:
-    """The sites that a guide reads.
+    """The sites that a guide reads, and values that are no sites.
+
+    By default those without descendants, those that the program observes, and all of ``example``.
 
     Raises:
         ValueError: a name is no site in plate ``"data"``, or nothing can be read.
@@ -77,11 +77,12 @@ def find_given(graph: Graph, given: Sequence[str] | None, example: Any) -> tuple
         if isinstance(given, str) or not given:
             raise ValueError(f"given is a list of at least one site name, got {given!r}")
         return tuple(row_site(graph, name).name for name in given)
+    known = () if example is None else Batch.of(example).names
     found = tuple(
         name
         for name, site in graph.sites.items()
         if site.kind == "sample" and site.local and not site.fixed
-        and (site.own is not None or not _below(graph, name))
+        and (site.own is not None or not _below(graph, name) or name in known)
     )  # fmt: skip
     for name in found:
         if (
@@ -106,6 +107,7 @@ def find_targets(
     given: Sequence[str],
     sites: Sequence[str] | None,
     own: Mapping[str, Any],
+    partly: Collection[str] = (),
 ) -> list[Site]:
     """The latent sites that a guide has to propose, in the order of the program.
 
@@ -115,11 +117,15 @@ def find_targets(
         sites: the sites to propose; default: all that can neither be summed nor computed and have
             something that is given, or observed by the program, below them.
         own: site -> a network of one's own, for any support.
+        partly: sites that are known in part in the example: those that are read, and on which
+            others depend, are proposed, too.
 
     Raises:
         ValueError: a site cannot be proposed, or is none.
     """
     wanted = _needed(graph, given) if sites is None else set(sites)
+    if sites is None:
+        wanted |= {n for n in given if n in partly and _below(graph, n)}
     found = [s for s in graph.sites.values() if s.name in wanted and _latent(s, own)]
     if sites is not None and (unknown := wanted - {s.name for s in found}):
         raise ValueError(f"no continuous latent site is called {', '.join(sorted(unknown))}")

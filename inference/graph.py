@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -22,10 +24,13 @@ from pyro.ops.provenance import detach_provenance, get_provenance, track_provena
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pyrozoo.inference.batch import Batch
 
 DATA = "data"  # the name of the plate over the rows of a batch
+PLATE = 'pyro.plate("data", len(batch))'
+LIBRARIES = ("torch", "pyro", "pyrozoo", "zuko")  # they may look at values, to check them
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Site:
     scale: Any
     dtype: torch.dtype
     own: Tensor | None = None
+    value: Tensor | None = field(default=None, repr=False)  # what was drawn
 
     @property
     def local(self) -> bool:
@@ -99,9 +105,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Graph:
-    """All sites of one program, in the order of the program."""
+    """All sites of one program, in the order of the program.
+
+    ``turned`` says where the program makes a Python number, or a branch, of the value of a site:
+    what depends on that is not seen.
+    """
 
     sites: dict[str, Site]
+    turned: dict[str, str] = field(default_factory=dict)
     _below: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def descendants(self, name: str) -> frozenset[str]:
@@ -141,6 +152,27 @@ class _Track(Messenger):
         if _kind(msg) == "sample" and not site_is_subsample(msg):
             value = detach_provenance(msg["value"])
             msg["value"] = track_provenance(value, frozenset({msg["name"]}))
+
+
+class _Watch(TorchFunctionMode):
+    """Note where a program makes a Python number, or a branch, of what it has drawn."""
+
+    converters = frozenset(
+        getattr(torch.Tensor, name)
+        for name in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy")
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.converters and (names := get_provenance(args[0])):
+            frame = sys._getframe(1)
+            if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
+                where = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
+                self.found |= dict.fromkeys(names, where)
+        return func(*args, **(kwargs or {}))
 
 
 def _kind(msg: Any) -> str:
@@ -195,8 +227,11 @@ def read_graph(program: Callable[[Batch], Any], batch: Batch) -> Graph:
     """Run a program or guide once, unobserved, and read its sites and their dependencies.
 
     Raises:
-        ValueError: a name is drawn twice, or the program's own plate does not fit the batch.
+        ValueError: it reads a value that the batch lacks, branches on what it has drawn, or its own
+            plate does not fit the batch.
+        RuntimeError: a name is drawn twice.
     """
+    watch = _Watch()
     with (
         undisturbed(program),
         torch.no_grad(),
@@ -204,28 +239,58 @@ def read_graph(program: Callable[[Batch], Any], batch: Batch) -> Graph:
         poutine.block(),
         _Track(),
     ):
-        trace = poutine.trace(_Bare()(program)).get_trace(batch)
+        try:
+            with watch:
+                trace = poutine.trace(_Bare()(program)).get_trace(batch)
+        except Exception as error:
+            _explain(error, program, batch, watch.found)
+            raise
         sites = {}
         for name, msg in trace.nodes.items():
             if msg["type"] == "sample" and not site_is_subsample(msg):
                 sites[name] = _site(name, msg, batch)
-    return Graph(sites)
+    return Graph(sites, watch.found)
+
+
+def turned_into_python(name: str, where: str) -> str:
+    """What is wrong with making a Python number, or a branch, of the value of a site."""
+    return (
+        f"the value of site {name!r} becomes a Python number or decides a branch ({where}), which"
+        " hides what depends on it; compute with tensors: torch.where in place of if, no .item()"
+    )
+
+
+def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str]) -> None:
+    """Raise a clearer error where the reason is known; else add to it what was being done."""
+    text = str(error.args[0]) if error.args else ""
+    name = getattr(program, "__name__", type(program).__name__)
+    if isinstance(error, KeyError) and "is not observed in this batch" in text:
+        key = text.partition(" is not")[0]
+        raise ValueError(
+            f"{name} reads batch[{key}], but the batch has {', '.join(batch.names) or 'no values'};"
+            f" a value that is read is in the data, named by inputs=[{key}] if it is no site, and"
+            " in the example=... of a guide that is built from the program"
+        ) from error
+    if isinstance(error, RuntimeError) and turned and text.startswith("Boolean value"):
+        raise ValueError(turned_into_python(*list(turned.items())[-1])) from error
+    hint = ""
+    if "Shape mismatch inside plate" in text:
+        hint = "; dimensions that belong to one row are declared by .to_event(n)"
+    error.add_note(f"{name} was run as {name}(batch), on {batch!r}, to read its sites{hint}")
 
 
 def _site(name: str, msg: Any, batch: Batch) -> Site:
     kind = _kind(msg)
+    for frame in msg["cond_indep_stack"]:
+        if frame.name == DATA:
+            _check_rows(name, frame, batch)
     frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
-    for frame in frames:
-        if frame.name == DATA and frame.size != len(batch):
-            raise ValueError(
-                f"plate 'data' has {frame.size} rows at site {name!r}, but the batch has"
-                f' {len(batch)}: write pyro.plate("data", len(batch))'
-            )
     if kind == "deterministic":
         parents = get_provenance(msg["value"])
     else:
         parents = get_provenance(msg["fn"].log_prob(msg["value"]))
         parents |= get_provenance(msg["mask"]) | get_provenance(msg["scale"])
+    value = detach_provenance(msg["value"])
     return Site(
         name=name,
         fn=msg["fn"],
@@ -233,8 +298,28 @@ def _site(name: str, msg: Any, batch: Batch) -> Site:
         sizes={f.name: f.size for f in frames},
         parents=frozenset(parents) - {name},
         kind=kind,
-        dtype=detach_provenance(msg["value"]).dtype,
+        dtype=value.dtype,
+        value=value,
         infer=dict(msg["infer"]),
         scale=detach_provenance(msg["scale"]),
         own=msg["infer"].get("_own"),
     )
+
+
+def _check_rows(name: str, frame: Any, batch: Batch) -> None:
+    if not frame.vectorized:
+        raise ValueError(
+            f"plate 'data' is iterated over at site {name!r}, so that every row has sites of its"
+            f" own; write with {PLATE}: and draw all rows at once"
+        )
+    if frame.size != len(batch):
+        raise ValueError(
+            f"plate 'data' has {frame.size} rows at site {name!r}, but the batch has {len(batch)}:"
+            f" write {PLATE}"
+        )
+    if frame.full_size not in (None, frame.size):
+        raise ValueError(
+            f"plate 'data' draws {frame.size} of {frame.full_size} rows at site {name!r}, which"
+            f" would count them {frame.full_size / frame.size:g} times each: write {PLATE}; the"
+            " objective knows the number of rows (num_rows=)"
+        )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.disk.stored import Stored
-from pyrozoo.inference.graph import Site, modules_of, read_graph
+from pyrozoo.inference.graph import DATA, Site, modules_of, read_graph
 from pyrozoo.inference.partial import mark_enumerated, merge, observed_entries
 from pyrozoo.inference.plan import Plan, check_shapes, check_values, make_plan, placeholder
 
@@ -33,6 +33,8 @@ class _Pairing:
     def __init__(
         self, program: Net, guide: Net | None, inputs: Iterable[str], replace: Iterable[str]
     ) -> None:
+        for what, net in (("program", program), ("guide", guide)):
+            _check_net(what, net)
         self.program, self.guide = program, guide
         self.inputs, self.replace = tuple(inputs), tuple(replace)
         self.plans: dict[Any, Plan] = {}
@@ -54,7 +56,7 @@ class _Pairing:
 
     def plan(self, batch: Batch) -> Plan:
         """The plan for the observation pattern of a batch; the first of a pattern is checked."""
-        key = tuple((n, batch.mask_dims(n)) for n in batch.names)
+        key = tuple((n, batch.mask_dims(n), batch.shape(n)[1:]) for n in batch.names)
         if key not in self.plans:
             if isinstance(batch, Stored):
                 batch.refuse("a run of the program")
@@ -67,22 +69,54 @@ class _Pairing:
         return self.plans[key]
 
 
+def _check_net(what: str, net: Any) -> None:
+    name = getattr(net, "__name__", type(net).__name__)
+    if isinstance(net, type):
+        raise TypeError(f"the {what} is the class {name}; pass an instance, {name}(...)")
+    forward = net.forward if isinstance(net, nn.Module) else net
+    missing = getattr(forward, "__func__", None) is nn.Module.forward
+    if net is not None and (missing or not callable(net)):
+        raise TypeError(
+            f"the {what} is to be called with a batch, but {name} has no forward(batch)"
+        )
+
+
 class _Handler(Messenger):
     """Treats every site of a program, or of a guide, as the plan says.  Innermost handler."""
 
     def __init__(self, plan: Plan, batch: Batch, of_guide: bool) -> None:
         super().__init__()
         self.plan, self.batch, self.of_guide = plan, batch, of_guide
+        self.expected = (plan.guide if of_guide else plan.program) or plan.program
+        self.seen: set[str] = set()
+
+    def check_all_seen(self) -> None:
+        """Raise if a site was left out in this run."""
+        for name in self.expected.sites:
+            if name not in self.seen:
+                raise ValueError(_changing(name))
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or (msg["is_observed"] and msg["infer"].get("_deterministic")):
+        if site_is_subsample(msg):
             return
         name = msg["name"]
+        if name not in self.expected.sites:
+            raise ValueError(_changing(name))
+        self.seen.add(name)
+        sizes = self.expected.sites[name].sizes
+        for frame in msg["cond_indep_stack"]:
+            if frame.name != DATA and sizes.get(frame.name, frame.size) != frame.size:
+                raise ValueError(
+                    f"plate {frame.name!r} at site {name!r} had size {sizes[frame.name]} in one run"
+                    f" and has {frame.size} in another; make it as large as ever needed and leave"
+                    " out the rest with poutine.mask"
+                )
+        if msg["is_observed"] and msg["infer"].get("_deterministic"):
+            return
         msg["infer"] = dict(msg["infer"])
         if name not in self.plan.program.sites:
             guide = self.plan.guide
-            if not self.of_guide or guide is None or name not in guide.sites:
-                raise ValueError(f"site {name!r} is not drawn in every run")
+            assert guide is not None
             if guide.sites[name].kind == "sample":
                 _mask(msg, self.plan.counts_auxiliary(name, self.batch))
             return
@@ -174,6 +208,13 @@ class _Handler(Messenger):
         return value, site.to_plates(present, len(site.event_shape))
 
 
+def _changing(name: str) -> str:
+    return (
+        f"site {name!r} is not drawn in every run; which sites there are may not depend on drawn"
+        " values or on chance: draw all of them always, and choose with torch.where or poutine.mask"
+    )
+
+
 def _mask(msg: Any, mask: bool | Tensor) -> None:
     if mask is not True:
         msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
@@ -205,8 +246,12 @@ class Observed(nn.Module):
             ready.refuse("a run of the program")
         if self.name:
             _register(self.name, self)
-        with _Handler(self.pairing.plan(ready), ready, self.of_guide):
-            return self.module(ready)
+        handler = _Handler(self.pairing.plan(ready), ready, self.of_guide)
+        with handler:
+            result = self.module(ready)
+        if self.module is (self.pairing.guide if self.of_guide else self.pairing.program):
+            handler.check_all_seen()  # a run may also end early, see :func:`.running.until`
+        return result
 
 
 def pair(

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyrozoo.inference.batch import Batch, Extent
-from pyrozoo.inference.graph import DATA, Graph, Site, innermost
+from pyrozoo.inference.graph import DATA, PLATE, Graph, Site, innermost, turned_into_python
+from pyrozoo.inference.supports import check_support, depends_on_draws, describe
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,8 @@ def make_plan(
         if site.kind != "sample" or name in roles:
             continue
         leaf = not graph.descendants(name)
+        if leaf and name in graph.turned and name not in observed:
+            raise ValueError(turned_into_python(name, graph.turned[name]))
         if name in observed:
             roles[name] = "given" if not batch.partly(name) else "masked" if leaf else "merged"
         elif guide is not None and plan.deciders(name) == ():
@@ -230,7 +233,8 @@ def make_plan(
             proposed = ", ".join(guide.sites) or "nothing"
             raise ValueError(
                 f"site {name!r} ({type(site.fn).__name__}) is not observed everywhere, cannot be"
-                f" summed and is not proposed by the guide (which proposes: {proposed})"
+                f" summed and is not proposed by the guide (which proposes: {proposed}); the guide"
+                f" draws it with pyro.sample({name!r}, ...)"
             )
         if roles[name] == "merged" and batch.present(name).dim() > len(site.dims) and site.summable:
             raise ValueError(f"site {name!r}: single entries of a summed site cannot be missing")
@@ -254,6 +258,12 @@ def _check_key(
         )
     if site.kind != "sample":
         raise ValueError(f"{key!r} is a {site.kind} site and cannot be observed")
+    if not site.local and not any(s.local for s in graph.sites.values()):
+        plates = ", ".join({repr(p): 0 for s in graph.sites.values() for p in s.dims}) or "none"
+        raise ValueError(
+            f"site {key!r} is not in plate {DATA!r}, and neither is any other site (plates:"
+            f" {plates}); draw what every row has inside of with {PLATE}:"
+        )
     if not site.local:
         raise ValueError(
             f"site {key!r} is not in plate {DATA!r}, so a batch cannot observe it; fix a global"
@@ -277,26 +287,37 @@ def _same(site: Site, batch: Batch) -> bool:
 
 
 def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str]) -> None:
-    for name, site in guide.sites.items():
-        if name not in graph.sites:
-            if not site.infer.get("is_auxiliary") and site.kind == "sample":
+    for name, proposal in guide.sites.items():
+        site = graph.sites.get(name)
+        if site is None:
+            if not proposal.infer.get("is_auxiliary") and proposal.kind == "sample":
                 raise ValueError(
                     f"the guide draws {name!r}, which is not a site of the program (sites:"
                     f" {', '.join(graph.sites)}); an auxiliary site says"
                     " infer={'is_auxiliary': True}"
                 )
-        elif graph.sites[name].event_shape != site.event_shape:
+            continue
+        if site.event_shape != proposal.event_shape:
             raise ValueError(
-                f"site {name!r} has event shape {tuple(graph.sites[name].event_shape)} in the"
-                f" program, but {tuple(site.event_shape)} in the guide"
+                f"site {name!r} has event shape {tuple(site.event_shape)} in the program, but"
+                f" {tuple(proposal.event_shape)} in the guide; .to_event(n) declares n dimensions"
+                " as the event, all others lie in the same plates in both"
             )
-        elif graph.sites[name].dims != site.dims:
+        if site.dims != proposal.dims:
             raise ValueError(
-                f"site {name!r} lies in plates {graph.sites[name].dims or 'none'} (name: dim) in"
-                f" the program, but {site.dims or 'none'} in the guide"
+                f"site {name!r} lies in plates {site.dims or 'none'} (name: dim) in the program,"
+                f" but {proposal.dims or 'none'} in the guide; draw it in the same plates, entered"
+                " in the same order or with the same dim=..."
             )
-        elif roles.get(name) == "own":
+        if site.sizes != proposal.sizes:
+            raise ValueError(
+                f"site {name!r} lies in plates of sizes {site.sizes} in the program, but"
+                f" {proposal.sizes} in the guide"
+            )
+        if roles.get(name) == "own":
             raise ValueError(f"the guide proposes {name!r}, which the program itself observes")
+        if site.kind == proposal.kind == "sample":
+            check_support(site, proposal)
 
 
 def check_shapes(graph: Graph, batch: Batch) -> None:
@@ -330,6 +351,8 @@ def check_values(plan: Plan, batch: Batch) -> None:
         if innermost(site.fn)._validate_args is False:  # Bernoulli on grey pixels, for example
             continue
         n, support = len(site.event_shape), site.fn.support
+        if depends_on_draws(support):
+            continue
         aligned = site.to_plates(value.to(site.dtype), n)
         present = batch.present(name)
         known = site.to_plates(present, max(0, present.dim() - len(site.dims)))
@@ -350,21 +373,10 @@ def check_values(plan: Plan, batch: Batch) -> None:
                     " (value, present)"
                 )
             raise ValueError(
-                f"site {name!r} takes values in {_support(support)}, but {bad} of {wrong.numel()}"
+                f"site {name!r} takes values in {describe(support)}, but {bad} of {wrong.numel()}"
                 f" lie outside (smallest {seen.min():g}, largest {seen.max():g}); what is not known"
                 " is said with a pair (value, present)"
             )
-
-
-def _support(support: Any) -> str:
-    base = getattr(support, "base_constraint", support)
-    bounds = [getattr(base, n, None) for n in ("lower_bound", "upper_bound")]
-    if base.is_discrete and all(b is not None for b in bounds):
-        low, high = (int(torch.as_tensor(b).max()) for b in bounds)
-        return f"{low}..{high}"
-    if base.is_discrete and bounds[0] is not None:
-        return f"whole numbers from {int(torch.as_tensor(bounds[0]).max())}"
-    return str(base).removesuffix("()")
 
 
 def placeholder(site: Site, support: Any, value: Tensor) -> Tensor:

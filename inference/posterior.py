@@ -8,8 +8,9 @@ are taken in slices, and nothing here changes a parameter, a buffer or the rando
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pyro
@@ -285,11 +286,45 @@ def _draw(
     importance: bool = False,
 ) -> dict[str, tuple[Tensor, Any]]:
     """Draws ``(samples, *plates, *event)`` of the wanted sites, and perhaps of others before them,
-    with the distributions they are from."""
+    with the distributions they are from.
+
+    All draws are made in one run; one by one if the program or the guide cannot do with the
+    dimension that this takes (weights that are drawn and given to a layer, for example).
+    """
     if not wanted:
         return {}
+    try:
+        plate = pyro.plate(PARTICLES, num_samples, dim=-1 - nesting(plan))
+        return _draw_at_once(p, q, batch, plan, num_samples, wanted, importance, plate)
+    except (RuntimeError, IndexError, ValueError):
+        if importance:
+            raise
+        draw = functools.partial(_draw_at_once, p, q, batch, plan, 1, wanted, False)
+        singles = [draw(_alone) for _ in range(num_samples)]
+    found = {}
+    for name in singles[0]:
+        values = torch.cat([single[name][0] for single in singles])
+        event_dim = singles[0][name][1].event_dim
+        found[name] = (values, dist.Delta(values, event_dim=event_dim))
+    return found
+
+
+def _alone(net: Any) -> Any:
+    return net
+
+
+def _draw_at_once(
+    p: Observed,
+    q: Observed,
+    batch: Batch,
+    plan: Plan,
+    num_samples: int,
+    wanted: Collection[str],
+    importance: bool,
+    particles: Callable[[Any], Any],
+) -> dict[str, tuple[Tensor, Any]]:
+    """The same, in one run; the dimension of the draws comes of the plate ``particles``, if any."""
     depth = nesting(plan)
-    particles = pyro.plate(PARTICLES, num_samples, dim=-1 - depth)
     guide_trace = poutine.trace(particles(q)).get_trace(batch)
     proposed = sample_sites(guide_trace)
     drawn = {n: s["value"] for n, s in proposed.items() if n in plan.program.sites}
@@ -310,12 +345,17 @@ def _draw(
     for name in list(drawn):
         if plan.roles.get(name) in ("given", "masked", "pruned") and _leaf(plan, name):
             del drawn[name]
+    if particles is _alone:  # summed sites come with a dimension of draws
+        drawn = {n: v[0] if n not in proposed and n in plan.summed else v for n, v in drawn.items()}
     with _Fix(drawn, plan, batch):
         trace = poutine.trace(particles(until(p.module, wanted, plan))).get_trace(batch)
     found = {}
     for name, site in sample_sites(trace).items():
         if plan.program.sites[name].kind == "sample":
             value = site["value"].expand(site["fn"].batch_shape + site["fn"].event_shape)
+            if particles is _alone:
+                lead = depth - len(site["fn"].batch_shape)
+                value = value.reshape(1, *[1] * lead, *value.shape)
             fn = fns.get(name) if name in drawn else site["fn"]
             found[name] = (value, fn or dist.Delta(value, event_dim=site["fn"].event_dim))
     return found
@@ -409,12 +449,13 @@ def _mean(values: Tensor, fn: Any, role: str) -> tuple[Tensor, int]:
 
 
 def _rows_first(site: Site, value: Tensor, event_dim: int | None = None) -> Tensor:
-    """``(samples, *plates, *event)`` to ``(samples, rows, *inner plates, *event)``."""
+    """``(samples, *plates, *event)`` to ``(samples, rows, *inner plates, *event)``.
+
+    Without rows for a site that all rows share.
+    """
     rest = len(site.event_shape) if event_dim is None else event_dim
     event = value.shape[value.dim() - rest :] if rest else torch.Size()
-    if not site.local:
-        return value.reshape(value.shape[0], *event)
-    order = [DATA, *(plate for plate in site.dims if plate != DATA)]
+    order = [DATA] * site.local + [plate for plate in site.dims if plate != DATA]
     width = value.dim() - rest
     sources = [width + site.dims[plate] for plate in order]
     others = [d for d in range(1, width) if d not in sources]

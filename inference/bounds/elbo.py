@@ -297,7 +297,10 @@ class EnumELBO(TraceEnum_ELBO):
         if self.gradient != "total":
             raise ValueError(f"gradient={self.gradient!r} is not available here: {reason}")
         if self.num_rows not in (None, len(batch)):
-            raise ValueError(f"minibatches are not available here: {reason}")
+            raise ValueError(
+                f"minibatches are not available here: {reason}; take all rows at once, batch_size ="
+                f" {self.num_rows}"
+            )
         if reason not in self._told:
             self._told.add(reason)
             warnings.warn(f"falling back to Pyro's TraceEnum_ELBO: {reason}", stacklevel=4)

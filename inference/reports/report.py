@@ -99,10 +99,8 @@ def write(
     cards += [Card("extra", name, figure) for name, figure in (figures or {}).items()]
     nets = [net for net in (result.program, result.guide) if isinstance(net, nn.Module)]
     history = _some(result.history)
-    text = files(__package__).joinpath("report.html").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "duration": _duration}
-    page = environment.from_string(text).render(
+    page = render(
+        "report.html",
         title=title or _name(result.program),
         program=_name(result.program),
         guide=_name(result.guide),
@@ -110,7 +108,7 @@ def write(
         result=result,
         scores=scores,
         cards=cards,
-        wide=_wide(cards),
+        wide=wide(cards),
         baselines=baselines or {},
         facts=facts or {},
         history=history,
@@ -124,7 +122,17 @@ def write(
     return scores
 
 
-def _wide(cards: Sequence[Card]) -> list[Card]:
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates in this folder, with the style that they share."""
+    folder = files(__package__)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"figure": _figure, "duration": _duration}
+    text = folder.joinpath(template).read_text("utf-8")
+    style = folder.joinpath("style.css").read_text("utf-8")
+    return environment.from_string(text).render(style=style, **values)
+
+
+def wide(cards: Sequence[Card]) -> list[Card]:
     """The pictures that take a whole line: large ones, and a small one without a neighbour."""
     small = [card for card in cards if card.width <= 500]
     lonely = small[-1:] if len(small) % 2 else []

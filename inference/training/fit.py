@@ -146,7 +146,10 @@ def fit(
     module = objective(p, q)
     names = {_name(n): x for n, x in module.named_parameters() if x.requires_grad}
     if not names:
-        raise ValueError("neither the program nor the guide has a parameter to train")
+        raise ValueError(
+            "neither the program nor the guide has a parameter to train (pyro.param is not seen"
+            " here: make it an nn.Parameter of a module, or fit with pyro.infer.SVI)"
+        )
 
     with ranks.claim(folder, resume) as (path, going_on):
         if start is not None and not going_on:

@@ -138,6 +138,9 @@ def evaluate(
     p, q = plain.pair(program, guide)
     batch = p.pairing.prepare(data)
     rows = options.num_rows or len(batch)
+    if len(batch) and plain.unsupported(p.pairing.plan(batch[:batch_size])):
+        with torch.no_grad(), evaluating(p, q), pyro.validation_enabled(False), seeded(seed):
+            return {"bound": -plain.loss(p, q, batch)}
     sums: dict[str, float] = {}
     if watch is not None:
         watch.clear()

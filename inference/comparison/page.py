@@ -1,0 +1,58 @@
+"""The page of a comparison, ``compare.html``: the table, the plots, and how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrozoo.inference.comparison import pictures, tables
+from pyrozoo.inference.reports.cards import Card
+from pyrozoo.inference.reports.report import render, wide
+
+if TYPE_CHECKING:
+    from pyrozoo.inference.comparison.compare import Comparison
+
+HIGHER = ("elbo",)
+LOWER = ("gap", "approximation_gap", "amortisation_gap", "khat_bad", "mmd2", "ms_per_step")
+
+
+def write(path: str | Path, found: Comparison) -> None:
+    """Write the page of a comparison; it needs no other file."""
+    records = found.records()
+    cells = {c.name: c for c in reversed(found.cells) if c.result is not None}  # the first seed's
+    cells = {name: cells[name] for name in found.names if name in cells}
+    cards = [
+        Card(kind, title, figure) for kind, title, figure in pictures.all_of(cells, found.target)
+    ]
+    shown = [r for r in records if not r["reason"]]
+    columns = tables.headings(shown)
+    guides = {n: getattr(c.result.guide, "factorisation", None) for n, c in cells.items()
+              if c.result is not None}  # fmt: skip
+    page = render(
+        "comparison.html",
+        found=found,
+        records=records,
+        columns=columns,
+        seeds=max(r["seeds"] for r in records),
+        notes=found.notes(),
+        cards=cards,
+        wide=wide(cards),
+        best=_best(shown, columns),
+        cell=tables.cell,
+        label=tables.label,
+        factorisations={n: str(text) for n, text in guides.items() if text is not None},
+    )
+    Path(path).write_text(page, "utf-8")
+
+
+def _best(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
+    """Column -> the guide that is best there, where it is clear what is better."""
+    found = {}
+    for key in columns:
+        values = {tables.label(r): r[key] for r in records if key in r}
+        if len(values) < 2 or not (key in HIGHER or key in LOWER or key.startswith("iwae_")):
+            continue
+        pick = min if key in LOWER else max
+        found[key] = pick(values, key=lambda name: values[name])
+    return found
