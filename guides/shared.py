@@ -24,7 +24,7 @@ from pyrozoo.guides.supports import Counts, on_support
 from pyrozoo.inference.graph import Site
 from pyrozoo.zoo import networks
 
-JITTER = 0.3  # of the locations of the entries of a plate, which are all alike to the program
+JITTER = 0.1  # of the locations of the entries of a plate, which are all alike to the program
 
 
 class Shared(nn.Module):

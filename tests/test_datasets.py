@@ -45,7 +45,8 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_names_are_what_load_offers() -> None:
     assert datasets.names() == [
-        "coloured_digits", "coloured_mnist", "digits", "fashion_mnist", "mnist"
+        "binary_digits", "binary_mnist", "coloured_digits", "coloured_mnist", "digits",
+        "fashion_mnist", "mnist",
     ]  # fmt: skip
 
 
@@ -63,6 +64,18 @@ def test_digits_are_scaled_and_shaped() -> None:
     images = datasets.load("digits", split="all", flat=False).x
     assert images.shape == (1797, 1, 8, 8)
     assert torch.equal(images.flatten(1), data.x)
+
+
+def test_binary_digits_are_drawn_once_from_the_grey_ones() -> None:
+    grey, whole = (datasets.load(n, split="all") for n in ("digits", "binary_digits"))
+    assert sorted(whole.x.unique().tolist()) == [0, 1]
+    sure = (grey.x == 0) | (grey.x == 1)
+    assert torch.equal(whole.x[sure], grey.x[sure])
+    error = (whole.x - grey.x).sum() / (grey.x * (1 - grey.x)).sum().sqrt()
+    assert abs(error) < 4
+    parts = [datasets.load("binary_digits", split=s).x for s in ("train", "test")]
+    assert sorted(map(tuple, torch.cat(parts).tolist())) == sorted(map(tuple, whole.x.tolist()))
+    assert torch.equal(parts[0], datasets.load("binary_digits").x)
 
 
 def test_digits_split_is_stratified_disjoint_and_fixed() -> None:

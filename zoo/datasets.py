@@ -8,6 +8,7 @@ values of absent data are zero, so that nothing hidden can leak into training.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,7 +54,11 @@ COLOURS = {
 }
 COLOURED = {"coloured_digits": "digits", "coloured_mnist": "mnist"}  # name -> what is tinted
 COLOUR_SEED = 0
+BINARY = {"binary_digits": "digits", "binary_mnist": "mnist"}  # name -> what is binarised
+BINARY_SEED = 0
 LABEL_NAMES = {
+    "binary_digits": DIGITS,
+    "binary_mnist": DIGITS,
     "coloured_digits": DIGITS,
     "coloured_mnist": DIGITS,
     "digits": DIGITS,
@@ -124,6 +129,10 @@ def load(
     :data:`COLOURS`, which is drawn independently of the digit by a fixed seed: float32 from 0 to 1,
     red, green and blue, with two sets of labels, ``digit`` (which is ``y``) and ``colour``.
 
+    ``binary_digits`` and ``binary_mnist`` have pixels of 0 and 1 (float32), each drawn once with
+    the grey value for its probability, by a fixed seed.  This is not the file of binarised MNIST that
+    papers share, only its distribution.
+
     Args:
         name: One of :func:`names`.
         root: The folder that holds ``MNIST/raw`` or ``FashionMNIST/raw``.
@@ -148,6 +157,8 @@ def load(
         raise ValueError(f"expected a split of {', '.join(get_args(Split))}, got {split!r}")
     if name in COLOURED:
         return _coloured(name, root, split, flat)
+    if name in BINARY:
+        return _binary(name, root, split, flat)
     images, labels = _digits(split) if name == "digits" else _idx_images(name, root, split)
     height, width = images.shape[1:]
     return Dataset(
@@ -282,18 +293,33 @@ def _digits_rows(split: Split, target: NDArray[Any]) -> NDArray[np.int64]:
     return np.sort(train if split == "train" else test)
 
 
+def _rows_of(whole: Dataset, root: str | Path | None, split: Split) -> Tensor:
+    """Return which images of a whole data set belong to a split."""
+    if split == "all":
+        rows = np.arange(len(whole))
+    elif whole.name == "digits":
+        rows = _digits_rows(split, whole.y.numpy())
+    else:
+        count = len(load(whole.name, root, "train"))
+        rows = np.arange(count) if split == "train" else np.arange(count, len(whole))
+    return torch.as_tensor(rows)
+
+
+def _binary(name: str, root: str | Path | None, split: Split, flat: bool) -> Dataset:
+    """Return binarised images: an image is the same in every split."""
+    whole = load(BINARY[name], root, "all", flat=flat)
+    grey = whole.x / 255 if whole.x.dtype == torch.uint8 else whole.x
+    generator = torch.Generator().manual_seed(BINARY_SEED)
+    pixels = torch.bernoulli(grey, generator=generator)
+    index = _rows_of(whole, root, split)
+    return dataclasses.replace(whole, name=name, x=pixels[index], y=whole.y[index])
+
+
 def _coloured(name: str, root: str | Path | None, split: Split, flat: bool) -> Dataset:
     """Return tinted images: an image keeps its colour in every split."""
     whole = load(COLOURED[name], root, "all", flat=False)
     colour = np.random.default_rng(COLOUR_SEED).integers(len(COLOURS), size=len(whole))
-    if split == "all":
-        rows = np.arange(len(whole))
-    elif COLOURED[name] == "digits":
-        rows = _digits_rows(split, whole.y.numpy())
-    else:
-        count = len(load(COLOURED[name], root, "train"))
-        rows = np.arange(count) if split == "train" else np.arange(count, len(whole))
-    index = torch.as_tensor(rows)
+    index = _rows_of(whole, root, split)
     grey = whole.x[index] / 255 if whole.x.dtype == torch.uint8 else whole.x[index]
     labels, colours = whole.y[index], torch.as_tensor(colour)[index]
     tints = torch.tensor(list(COLOURS.values()))[colours]

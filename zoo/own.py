@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from pyrozoo.guides import Amortized
-from pyrozoo.guides.inputs import graph_of
+from pyrozoo.guides.sites import graph_of
+from pyrozoo.guides.targets import find_given
 from pyrozoo.inference.modes import seeded
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tasks import Task
@@ -61,11 +62,9 @@ def maker(cls: type[Any]) -> Callable[[Any, Task, int], Model]:
         with seeded(seed):
             program = cls(**options)
             graph = graph_of(program)
-            leaves = [
-                n for n, s in graph.sites.items()
-                if s.kind == "sample" and s.local and not graph.descendants(n)
-            ]  # fmt: skip
-            given = [*leaves, *(n for n in ("y",) if n in graph.sites and n not in leaves)]
+            given = find_given(graph, None, None)
+            if "y" in graph.sites and "y" not in given:
+                given = (*given, "y")
             guide = Amortized(program, given, hidden=options.get("hidden", (256, 256)))
         return Model(spec["method"], program, guide, options=options)
 

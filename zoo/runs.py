@@ -1,8 +1,8 @@
 """Runs: a specification, as an experiment file has it, becomes a fit, figures and a run folder.
 
 A specification is a dictionary with the tables of the files in ``zoo/experiments``: ``method``,
-``data`` (see :mod:`.tasks`), ``options`` of the method, ``start`` (pretraining), ``fit``, and
-``published`` figures.
+``data`` (see :mod:`.tasks`), ``options`` of the method, ``start`` (pretraining), ``fit``, ``score``
+(options of :func:`.scoring.score`), and ``published`` figures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from pyrozoo.zoo.catalogue import Model, create, list_methods, method
 from pyrozoo.zoo.tasks import Task, make_task
 
 Spec = dict[str, Any]
-TABLES = ("method", "data", "options", "start", "fit", "published")
+TABLES = ("method", "data", "options", "start", "fit", "score", "published")
+PARTICLES = 1000  # for the evidence of a density
 MOST = 10**6  # clusters, dimensions or units of a layer
 
 
@@ -178,7 +179,9 @@ def fit_spec(
     began = time.perf_counter()
     result = model.fit(task.train, seed=seed, progress=progress, start=start, **settings)
     seconds = time.perf_counter() - began
-    scores = scoring.score(result, task) if ranks.first else {}
+    options = {"num_particles": PARTICLES} if _is_density(spec["method"]) else {}
+    options |= spec.get("score", {})
+    scores = scoring.score(result, task, **options) if ranks.first else {}
     figures = {**scores, "bound": result.history[-1]["bound"]}
     return model, result, task, {**figures, "seconds": seconds}
 
@@ -220,6 +223,10 @@ def run(
     )  # fmt: skip
     folders.write_report(folders.load(folder, lambda *_: model))
     return everything
+
+
+def _is_density(name: str) -> bool:
+    return known_method(name) and method(name).task == "density"
 
 
 def known_method(name: str) -> bool:

@@ -22,7 +22,7 @@ PERMUTATIONS = 20  # of labels, for what an accuracy is by chance
 NUMERIC = ("real", "positive", "count", "proportion")
 
 
-def score(result: Result, task: Task) -> dict[str, float]:
+def score(result: Result, task: Task, num_particles: int = 0) -> dict[str, float]:
     """The figures of a fitted method; which ones depends on what was observed.
 
     Several modalities of images: for each the mean squared error of predicting it from the others
@@ -32,7 +32,8 @@ def score(result: Result, task: Task) -> dict[str, float]:
     clustering metrics on the rows that it was fitted to, and where test rows are others, on these,
     too (``test_*``, clusters matched on the test rows), and :func:`neighbours`.  Hidden pixels: the
     mean squared error of predicting them on test rows, beside that of the training mean.  Hidden
-    entries of a table: :func:`imputation`.  Facets ``c_1``, ``c_2``..: :func:`facets`.
+    entries of a table: :func:`imputation`.  Facets ``c_1``, ``c_2``..: :func:`facets`.  With
+    ``num_particles``: ``test_log_evidence`` of the test rows, from so many draws, in nats per row.
     """
     figures: dict[str, float] = {}
     finite = any(line.startswith("y: ") for line in result.sites)
@@ -63,6 +64,8 @@ def score(result: Result, task: Task) -> dict[str, float]:
         figures |= _pixels(result, task)
     if task.images and len(task.test.names) > 1 and "x" not in task.test:
         figures |= _cross_errors(result, task)
+    if num_particles:
+        figures["test_log_evidence"] = float(result.log_evidence(task.test, num_particles).mean())
     return figures
 
 
