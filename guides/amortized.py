@@ -218,7 +218,7 @@ class Amortized(Part):
 
     def _sizes(self, batch: Batch) -> dict[str, int]:
         """Sizes of the inner plates, which may differ from batch to batch."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         for name, site in self._rows.items():
             if name in batch and len(site.dims) > 1:
                 inner = [plate for plate in site.dims if plate != DATA]

@@ -27,7 +27,7 @@ def test_lists_and_lookups():
     with pytest.raises(ValueError, match="tasks: clustering"):
         zoo.list_methods("cooking")
     with pytest.raises(ValueError, match="did you mean 'vade'"):
-        zoo.method("vaed")
+        zoo.method("vadee")
     for name in zoo.list_methods():
         entry = zoo.method(name)
         assert entry.tier in ("core", "maintained", "reference")
@@ -216,7 +216,7 @@ def test_command_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train", "vaed"), "did you mean 'vade'"),
+        (("train", "vadee"), "did you mean 'vade'"),
         (("train", "vade", "--data", "digit"), "did you mean 'digits'|digits"),
         (("train", "vade", "--labels", "many"), "a number or 'all'"),
         (("train", "vade", "--set", "num_clusters"), "NAME=VALUE"),

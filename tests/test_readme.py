@@ -16,13 +16,17 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def quick(monkeypatch):
     """The fits of the README, one epoch long."""
     real = inference.fit
-    from pyrozoo.zoo import catalogue
+    from pyrozoo.inference.comparison import compare, measuring
+    from pyrozoo.zoo import model
     from pyrozoo.zoo.clustering import pretraining
+
+    little = inference.Effort(50, 2, gap_rows=5, gap_steps=3, sbc_datasets=20, sbc_draws=9)
+    monkeypatch.setattr(measuring, "Effort", lambda: little)
 
     def short(*args, **options):
         return real(*args, **{**options, "epochs": 1, "progress": False, "compile": False})
 
-    for module in (inference, catalogue, pretraining):
+    for module in (inference, model, pretraining, compare):
         monkeypatch.setattr(module, "fit", short)
 
 

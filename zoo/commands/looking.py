@@ -124,7 +124,7 @@ def compare(
     if truth:
         base = out or Path("runs") / "compare-truth"
         for one in rung or list(RUNGS):
-            more = {} if epochs is None else {"epochs": epochs}
+            more: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
             found = comparing.compare_rung(
                 one, wanted, losses, seeds=seeds, effort=effort, say=tell, **more
             )
