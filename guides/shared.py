@@ -69,8 +69,9 @@ class Shared(nn.Module):
             else:
                 self.drawn_by[key] = make(families[site.name], eye, size, init_scale=init_scale)
             if size and (width := sum(self._width(n) for n in self._reads[site.name])):
-                self.read[key] = nn.Linear(width, entries * size, bias=False)
-                nn.init.zeros_(self.read[key].weight)
+                linear = nn.Linear(width, entries * size, bias=False)
+                nn.init.zeros_(linear.weight)
+                self.read[key] = linear
 
     def __getitem__(self, name: str) -> nn.Parameter:
         return self.get_parameter(name)

@@ -130,8 +130,8 @@ def load(
     red, green and blue, with two sets of labels, ``digit`` (which is ``y``) and ``colour``.
 
     ``binary_digits`` and ``binary_mnist`` have pixels of 0 and 1 (float32), each drawn once with
-    the grey value for its probability, by a fixed seed.  This is not the file of binarised MNIST that
-    papers share, only its distribution.
+    the grey value for its probability, by a fixed seed.  This is not the file of binarised MNIST
+    that papers share, only its distribution.
 
     Args:
         name: One of :func:`names`.

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
     FormatStrFormatter,
@@ -25,6 +24,7 @@ from pyrozoo.inference.reports.plots import (
     MUTED,
     SECOND,
     Array,
+    Figure,
     _axes,
     _label,
     _short,

@@ -6,14 +6,16 @@ touches pyplot, so that no state is shared.
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -33,6 +35,15 @@ COLOURS = (
 COUNTS = LinearSegmentedColormap.from_list("counts", [(0.25, 0.5, 0.75, a) for a in (0, 1)])
 BLUE, NOTHING, ORANGE = (0.13, 0.4, 0.7, 1), (0.6, 0.6, 0.6, 0), (0.85, 0.45, 0, 1)
 SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, NOTHING, ORANGE])
+
+
+class Figure(figure.Figure):
+    """A figure that a notebook shows, whether pyplot is at work there or not."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        FigureCanvasAgg(self).print_png(file)
+        return file.getvalue()
 
 
 def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> Figure:
