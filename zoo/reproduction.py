@@ -25,7 +25,7 @@ HEADLINES = (
     "hungarian_accuracy", "nmi", "test_hungarian_accuracy", "test_nmi", "knn3_error", "knn5_error",
     "knn10_error", "majority_accuracy", "majority_accuracy_digit", "majority_accuracy_colour",
     "test_error", "open_accuracy", "known_accuracy", "new_accuracy", "rmse_hidden", "error_hidden",
-    "coverage_hidden", "mse_hidden", "mse_x_left", "mse_x_right",
+    "coverage_hidden", "mse_hidden", "mse_x_left", "mse_x_right", "test_log_evidence",
 )  # fmt: skip
 RIVALS = {
     "kmeans": "k-means", "ae_gmm": "AE+GMM", "mean": "mean", "knn": "knn", "iterative": "iterative"

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.comparison import tables
-from pyrozoo.inference.comparison.measures import Effort, Measures, Reference, check_truth
+from pyrozoo.inference.comparison.measures import (
+    Effort,
+    Measures,
+    Reference,
+    check_truth,
+    words,
+)
 from pyrozoo.inference.comparison.measuring import measure
 from pyrozoo.inference.comparison.references import nuts
 from pyrozoo.inference.graph import modules_of
@@ -113,6 +119,12 @@ class Comparison:
                 f"{why[0].upper()}{why[1:]}: bounds and k-hat{who} are those of all {self.rows}"
                 " rows together, the bounds divided by the rows."
             )
+        some = sorted({c.measures.refined[0] for c in self.cells if c.measures.refined})
+        if some and some[0] < self.rows:
+            notes.append(
+                f"The parts of the gap are those of the first {some[0]} of {self.rows} rows, so"
+                " that they do not add up to the gap of all."
+            )
         for name in self.names:
             cells = [c for c in self.cells if c.name == name]
             for reason in dict.fromkeys(c.reason for c in cells if c.reason):
@@ -125,20 +137,27 @@ class Comparison:
                     f"{name}: {len(late)} of {len(cells)} fits did not reach the target bound of"
                     f" {self.target:.3f} nats per datum."
                 )
-        reasons: dict[tuple[str, str], list[str]] = {}
+        lacking: dict[tuple[str, str], list[str]] = {}
         for cell in self.cells:
             for key, reason in cell.measures.reasons.items():
-                names = reasons.setdefault((key, reason), [])
+                names = lacking.setdefault((key, reason), [])
                 if cell.name not in names:
                     names.append(cell.name)
-        for (key, reason), names in reasons.items():
-            who = "all guides" if len(names) == len(self.names) else ", ".join(names)
-            notes.append(f"No {tables.COLUMNS.get(key, key)} for {who}: {reason}.")
+        grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (key, reason), names in lacking.items():
+            heading = "parts of the gap" if key == "approximation_gap" else tables.COLUMNS[key]
+            grouped.setdefault((reason, tuple(names)), []).append(heading)
+        for (reason, lacked), headings in grouped.items():
+            guides = "all guides" if len(lacked) == len(self.names) else ", ".join(lacked)
+            notes.append(f"No {', '.join(headings)} for {guides}: {reason}.")
         return notes
 
     def table(self) -> Any:
         """The measures as a table for the terminal (:class:`rich.table.Table`)."""
         return tables.rich_table(self.title, self.records())
+
+    def _repr_html_(self) -> str:
+        return tables.html(self.title, self.records())
 
     def to_latex(self) -> str:
         """The same as a LaTeX tabular."""
@@ -156,8 +175,17 @@ class Comparison:
 
     def to_arviz(self, data: Data, num_draws: int = 500, seed: int = 0) -> dict[str, Any]:
         """An ArviZ object for each guide and objective (first seed), for ``az.compare``."""
+        from pyrozoo.inference.arviz_export import to_arviz
+
         return {
-            cell.name: cell.result.to_arviz(data, num_draws, seed=seed)
+            cell.name: to_arviz(
+                cell.result.program,
+                cell.result.guide,
+                data,
+                num_draws,
+                inputs=cell.result.inputs,
+                seed=seed,
+            )
             for cell in self.cells
             if cell.result is not None and cell.seed == self.cells[0].seed
         }
@@ -195,8 +223,8 @@ def compare(
         learn: ``"both"`` fits the program's parameters, too, each copy its own; ``"guide"`` leaves
             them as they are.
         log_evidence: log p(observed) of each measured row, where it is known.  Where it is not, and
-            all guides have the same program (nothing of it is learnt), gaps are taken to the
-            tightest of all bounds.
+            all guides have the same program (nothing of it is learnt), gaps are taken to what
+            the weights of the guide with the best bound give.
         reference: draws from the exact posterior of the measured rows, a function ``(count, seed)``
             that makes them, or ``"nuts"``; it needs a program that is not learnt.
         effort: how much to spend on measuring.
@@ -226,23 +254,24 @@ def compare(
             loss = losses[cell.objective]
             _fit(cell, program, guides[cell.guide], data, loss, learn, inputs, settings)
         except Exception as error:  # of this guide; the others go on
-            cell.reason = f"not fitted, {_words(error)}"
+            cell.reason = f"not fitted, {_why(error)}"
         try:
             if cell.result is not None:
                 _measure(cell, measured, effort, log_evidence, truth, inputs)
         except Exception as error:
-            cell.reason = f"not measured, {_words(error)}"
+            cell.reason = f"not measured, {_why(error)}"
         shown = cell.measures.figures.get("elbo", math.nan)
-        words = cell.reason or f"ELBO {shown:.3f} nats per datum"
-        say(f"{cell.name}, seed {cell.seed}: {words}")
+        line = cell.reason or f"ELBO {shown:.3f} nats per datum"
+        say(f"{cell.name}, seed {cell.seed}: {line}")
     done = [c for c in cells if not c.reason]
     if not done:
         reasons = dict.fromkeys(f"{c.name}: {c.reason}" for c in cells)
         raise ValueError("no guide is left to compare; " + "; ".join(reasons))
+    rows = len(Batch.of(measured))
     if not learnt and log_evidence is None:
-        _share_evidence(done)
+        _share_evidence(done, rows)
     name = getattr(program, "__name__", type(program).__name__)
-    found = Comparison(title or name, cells, len(Batch.of(measured)))
+    found = Comparison(title or name, cells, rows)
     _race(found, done, target)
     return found
 
@@ -293,8 +322,8 @@ def _truth(
     return reference
 
 
-def _words(error: Exception) -> str:
-    text = str(error).strip().rstrip(".")
+def _why(error: Exception) -> str:
+    text = words(error)
     usual = (ValueError, TypeError, NotImplementedError, FloatingPointError, ImportError)
     return text if text and isinstance(error, usual) else f"{type(error).__name__}: {text}"
 
@@ -360,18 +389,22 @@ def _measure(
     cell.measures.figures |= costs
 
 
-def _share_evidence(cells: Iterable[Cell]) -> None:
-    """All have the same evidence: the tightest bound that any of them gives."""
-    found = [c.measures for c in cells]
-    parts: dict[int, float] = {}
+def _share_evidence(cells: Iterable[Cell], rows: int) -> None:
+    """All have the same evidence: that by the weights of the guide with the best bound."""
+    found = [c.measures for c in cells if "elbo" in c.measures.figures]
+    if not found:
+        return
+    best = max(found, key=lambda m: m.figures["elbo"])
+    evidence = max(best.evidence, best.figures["elbo"])
+    parts: dict[int, tuple[float, float]] = {}  # rows -> best refined bound, log-evidence
     for measures in found:
         if measures.refined is not None:
-            rows, *_, evidence = measures.refined
-            parts[rows] = max(parts.get(rows, -math.inf), evidence)
-    best = max(m.evidence for m in found)
+            some, _, after, part = measures.refined
+            parts[some] = max(parts.get(some, (-math.inf, -math.inf)), (after, max(after, part)))
+    parts[rows] = (0.0, evidence)
     for measures in found:
-        rows = measures.refined[0] if measures.refined else 0
-        measures.set_gaps(best, parts.get(rows, -math.inf))
+        some = measures.refined[0] if measures.refined else rows
+        measures.set_gaps(evidence, parts[some][1])
 
 
 def _race(found: Comparison, cells: Iterable[Cell], target: float | None) -> None:

@@ -69,7 +69,8 @@ class Measures:
             rows, NaN with one block of draws), nats per datum.
         khat: of every row ``(rows,)``, or of all together ``(1,)``.
         calibration: of the simulated rows.
-        draws: of the guide, and of the reference, for the rows that were compared.
+        draws, reference: of the guide, and of the reference, for the rows that were compared.
+        shared: whether these are of sites that all rows share.
         evidence: log-evidence of the rows, exact or the tightest bound, nats per datum.
         refined: of the rows that were refined: their number, bound before, bound after, and
             log-evidence, nats per datum.
@@ -83,6 +84,7 @@ class Measures:
     calibration: Any = None
     draws: dict[str, Tensor] = field(default_factory=dict)
     reference: dict[str, Tensor] = field(default_factory=dict)
+    shared: bool = False
     evidence: float = -math.inf
     refined: tuple[int, float, float, float] | None = None
 
@@ -125,6 +127,12 @@ def check_truth(
                 f"reference: draws of {name!r} are expected as (draws, {rows} rows, ...), got"
                 f" {tuple(value.shape)}"
             )
+
+
+def words(error: Exception) -> str:
+    """What an error says, without the full stop and what Pyro adds of its traces."""
+    text = str(error).partition("\nTrace Shapes:")[0]
+    return " ".join(text.split()).rstrip(".")
 
 
 def unobserved(batch: Batch, inputs: tuple[str, ...]) -> Batch:

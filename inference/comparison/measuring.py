@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.elbo import EnumELBO
@@ -53,6 +53,7 @@ from pyrozoo.inference.comparison.measures import (
     Reference,
     check_truth,
     unobserved,
+    words,
 )
 from pyrozoo.inference.comparison.psis import pareto_khat
 from pyrozoo.inference.comparison.refined import ROW, refine
@@ -90,7 +91,8 @@ class _Bench:
         rows, count = len(self.batch), self.effort.elbo_particles
         per = max(1, min(count, TOGETHER // rows))
         size = rows if self.whole else max(1, TOGETHER // per)
-        options, passes = EnumELBO(inputs=self.inputs), math.ceil(count / per)
+        passes = math.ceil(count / per)
+        options = EnumELBO(kl="sampled", inputs=self.inputs)  # exact without noise where q is
         records = [
             evaluate(
                 self.program, self.guide, self.batch, options, num_particles=per,
@@ -104,12 +106,14 @@ class _Bench:
         """Log importance weights, ``(count, rows)``, or ``(count, 1)`` of all rows together."""
         pair = (self.program, self.guide, self.batch)
         options: dict[str, Any] = {"inputs": self.inputs}
+        if joint and self.whole:
+            options["chunk_size"] = 50 * TOGETHER
         if joint:
             return joint_log_weights(*pair, count, seed=self.seed, **options).unsqueeze(-1)
         if not self.whole:
             return importance_weights(*pair, count, seed=self.seed, **options)
         rows = len(self.batch)
-        per = max(1, TOGETHER * 50 // rows)
+        per = max(1, 50 * TOGETHER // rows)
         options |= {"batch_size": rows, "chunk_size": rows * per}
         return torch.cat([
             importance_weights(*pair, min(per, count - i), seed=self.seed + 7919 * i, **options)
@@ -151,10 +155,16 @@ def measure(
     bench = _Bench(program, guide, batch, effort, tuple(inputs), seed)
     plan = p.pairing.plan(batch)
     outside = objective.unsupported(plan)
-    if any(n in plan.roles and not plan.program.sites[n].local for n in plan.proposed):
+    found.shared = any(n in plan.roles and not plan.program.sites[n].local for n in plan.proposed)
+    if found.shared:
         found.joint = "rows share latent sites"
     elif outside:
         found.joint = f"rows cannot be taken apart ({outside})"
+    elif plan.guide is not None and any(
+        s.kind == "sample" and not s.local and n not in plan.roles
+        for n, s in plan.guide.sites.items()
+    ):
+        found.joint = "the guide has one density of all rows"
     if point := _point_mass(plan):
         reason = f"the guide proposes {point!r} as a point mass, which has no density"
         found.reasons |= {"elbo": reason, "khat_bad": reason, "approximation_gap": reason}
@@ -190,12 +200,12 @@ def _bounds(found: Measures, bench: _Bench, exact: Tensor | None, outside: str) 
     try:
         weights = bench.weights(joint, count)
     except ValueError as error:
-        found.reasons["khat_bad"] = str(error).rstrip(".")
+        found.reasons["khat_bad"] = words(error)
     else:
         levels = sorted({k for k in LEVELS if k <= count} | {count})
         over_rows = iwae_bounds(weights, levels)
-        for k, (value, error) in iwae_bounds(weights, levels, over="draws").items():
-            found.bounds[k] = (value / rows, error / rows)
+        for k, (value, noise) in iwae_bounds(weights, levels, over="draws").items():
+            found.bounds[k] = (value / rows, noise / rows)
             found.figures[f"iwae_{k}"] = value / rows
             if not math.isnan(over_rows[k][1]):
                 found.figures[f"iwae_{k}_se"] = over_rows[k][1] / rows
@@ -213,24 +223,29 @@ def _bounds(found: Measures, bench: _Bench, exact: Tensor | None, outside: str) 
 
 
 def _gaps(found: Measures, bench: _Bench, exact: Tensor | None, reason: str) -> None:
-    """The bound of the first rows (of all, if they belong together), refined one by one."""
+    """The bound of the first rows (of all, if they belong together), refined one by one.
+
+    What is not refined is of the family, too: the refined bound is never below it.
+    """
     effort, all_rows = bench.effort, bool(found.joint) or bench.whole
-    if not effort.gap_rows:
-        return
     if ROW in bench.batch:
         reason = f"the data have an input called {ROW!r}"
     if reason:
         found.reasons["approximation_gap"] = reason
+    if reason or not effort.gap_rows:
         return
     some = bench.batch if all_rows else bench.batch[: effort.gap_rows]
     entire = len(some) == len(bench.batch)
     first = dataclasses.replace(bench, batch=some)
+    if not isinstance(bench.guide, nn.Module):
+        found.reasons["approximation_gap"] = "the guide is no module"
+        return
     try:
         refined = refine(
-            bench.program, first.guide, some, effort.gap_steps, inputs=bench.inputs, seed=bench.seed
+            bench.program, bench.guide, some, effort.gap_steps, inputs=bench.inputs, seed=bench.seed
         )
     except (ValueError, NotImplementedError) as error:
-        found.reasons["approximation_gap"] = str(error).rstrip(".")
+        found.reasons["approximation_gap"] = words(error)
         return
     numbers = torch.arange(len(some), device=some.device)
     told = Batch({**some._values, ROW: numbers}, some._present, len(some), some._dtype)
@@ -246,7 +261,7 @@ def _gaps(found: Measures, bench: _Bench, exact: Tensor | None, reason: str) -> 
         if entire:
             evidence = found.evidence = max(evidence, found.evidence)
     before = found.figures["elbo"] if entire else first.elbo()
-    found.refined = (len(some), before, after.elbo(), evidence)
+    found.refined = (len(some), before, max(before, after.elbo()), evidence)
 
 
 def _calibrate(found: Measures, bench: _Bench) -> None:
@@ -262,7 +277,7 @@ def _calibrate(found: Measures, bench: _Bench) -> None:
                 data=bench.batch, inputs=bench.inputs, seed=bench.seed,
             )  # fmt: skip
         except ValueError as error:
-            found.reasons["sbc_p"] = str(error).rstrip(".")
+            found.reasons["sbc_p"] = words(error)
             return
         found.figures["sbc_p"] = found.calibration.p_value
         found.figures["coverage_90"] = found.calibration.coverage_at(0.9)
@@ -278,29 +293,30 @@ def _compare_draws(found: Measures, bench: _Bench, reference: Reference | None) 
     exact = reference(count, bench.seed) if callable(reference) else reference
     exact = {name: value[:count] for name, value in exact.items()}
     count = min(len(value) for value in exact.values())
-    rows = bench.batch if found.joint or bench.whole else bench.batch[: bench.effort.reference_rows]
-    shown = min(len(rows), bench.effort.reference_rows)
+    few = bench.effort.reference_rows
+    rows = bench.batch if found.joint or bench.whole else bench.batch[:few]
+    shown = min(len(rows), few)
     try:
         own = posterior(
             bench.program, bench.guide, rows, count, inputs=bench.inputs, seed=bench.seed,
             batch_size=len(rows),
         )  # fmt: skip
     except ValueError as error:
-        found.reasons["c2st"] = str(error).rstrip(".")
+        found.reasons["c2st"] = words(error)
         return
     names = [name for name in own if name in exact]
     if not names:
         found.reasons["c2st"] = "the reference has none of the latent sites"
         return
-    if not found.joint:
+    if not found.shared:
         own = {name: own[name][:, :shown] for name in names}
         exact = {name: exact[name][:, :shown] for name in names}
     found.draws, found.reference = {n: own[n] for n in names}, {n: exact[n] for n in names}
-    few = unobserved(rows, bench.inputs)
+    asked = unobserved(rows, bench.inputs)
     scores = []
-    for row in [None] if found.joint else range(shown):
+    for row in [None] if found.shared else range(shown):
         a, b = (
-            distances.to_matrix({n: d[n][:count] for n in names}, row, bench.program, few)
+            distances.to_matrix({n: d[n][:count] for n in names}, row, bench.program, asked)
             for d in (own, exact)
         )
         scores.append((distances.c2st(a, b, seed=bench.seed), distances.mmd2(a, b)))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pyrozoo.inference.comparison.compare import Comparison
 
 HIGHER = ("elbo",)
-LOWER = ("gap", "approximation_gap", "amortisation_gap", "khat_bad", "mmd2", "ms_per_step")
+LOWER = ("gap", "approximation_gap", "khat_bad", "mmd2", "ms_per_step")
+COSTS = ("ms_per_step", "seconds_to_target", "parameters")
 
 
 def write(path: str | Path, found: Comparison) -> None:
@@ -27,6 +28,9 @@ def write(path: str | Path, found: Comparison) -> None:
     ]
     shown = [r for r in records if not r["reason"]]
     columns = tables.headings(shown)
+    evidence = {r["log_evidence"] for r in shown if "log_evidence" in r}
+    costs = {k: h for k, h in columns.items() if k in COSTS or k.startswith("active_")}
+    hidden = {*costs, *(["log_evidence"] if len(evidence) == 1 else [])}
     guides = {n: getattr(c.result.guide, "factorisation", None) for n, c in cells.items()
               if c.result is not None}  # fmt: skip
     page = render(
@@ -34,6 +38,8 @@ def write(path: str | Path, found: Comparison) -> None:
         found=found,
         records=records,
         columns=columns,
+        parts=[{k: h for k, h in columns.items() if k not in hidden}, *([costs] if costs else [])],
+        evidence=evidence.pop() if len(evidence) == 1 else None,
         seeds=max(r["seeds"] for r in records),
         notes=found.notes(),
         cards=cards,

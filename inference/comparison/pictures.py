@@ -7,10 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pyrozoo.inference.reports.plots import COLOURS, FAINT, INK, MUTED, SECOND, _axes, _label
+from pyrozoo.inference.reports.plots import (
+    COLOURS,
+    FAINT,
+    INK,
+    MUTED,
+    SECOND,
+    Figure,
+    _axes,
+    _label,
+)
 
 MOST = 6  # panels in a row of them
 REACH = 1.5  # k-hat, at the right of the picture
@@ -181,43 +189,43 @@ def draws(cells: Cells, row: int = 0) -> Figure:
     columns = min(3, len(shown))
     lines = math.ceil(len(shown) / columns)
     fig = Figure(figsize=(9.6 if columns > 1 else 4.6, 3.0 * lines), layout="constrained")
-    for i, name in enumerate(shown):
-        found = cells[name].measures
-        exact, heads = _coordinates(found.reference, found.joint, row)
-        own, _ = _coordinates(found.draws, found.joint, row)
+    found = [cells[n].measures for n in shown]
+    exact, heads = _coordinates(found[0].reference, found[0].shared, row)
+    owns = [_coordinates(f.draws, f.shared, row)[0] for f in found]
+    low, high = np.quantile(np.concatenate([exact, *owns]), [0.002, 0.998], axis=0)
+    pad = 0.1 * (high - low) + 1e-6
+    for i, (name, own) in enumerate(zip(shown, owns, strict=True)):
         ax = _axes(fig, (lines, columns, i + 1), name)
         if exact.shape[1] > 1:
             ax.scatter(*exact[:, :2].T, s=5, color=MUTED, alpha=0.35, lw=0, label="posterior")
-            ax.scatter(*own[:, :2].T, s=5, color=SECOND, alpha=0.5, lw=0, label="guide")
-            both = np.concatenate([exact[:, :2], own[:, :2]])
-            low, high = np.quantile(both, [0.002, 0.998], axis=0)
-            pad = 0.1 * (high - low) + 1e-6
-            ax.set_xlim(low[0] - pad[0], high[0] + pad[0])
+            ax.scatter(*own[:, :2].T, s=6, color=SECOND, alpha=0.5, lw=0, label="guide")
             ax.set_ylim(low[1] - pad[1], high[1] + pad[1])
             _label(ax, heads[0], heads[1] if i % columns == 0 else "")
         else:
-            edges = np.histogram_bin_edges(np.concatenate([exact[:, 0], own[:, 0]]), 40)
+            edges = np.linspace(low[0] - pad[0], high[0] + pad[0], 40)
             ax.hist(exact[:, 0], edges, density=True, color=MUTED, alpha=0.5, label="posterior")
             ax.hist(own[:, 0], edges, density=True, histtype="step", color=SECOND, label="guide")
             _label(ax, heads[0], "density" if i % columns == 0 else "")
+        ax.set_xlim(low[0] - pad[0], high[0] + pad[0])
         if i == 0:
-            _legend(ax)
+            for mark in ax.legend(frameon=False, fontsize=7.5, labelcolor=INK).legend_handles:
+                mark.set(alpha=1.0, **({"sizes": [18]} if exact.shape[1] > 1 else {}))
     return fig
 
 
-def _coordinates(values: Mapping[str, Any], joint: bool, row: int) -> tuple[Any, list[str]]:
+def _coordinates(values: Mapping[str, Any], shared: bool, row: int) -> tuple[Any, list[str]]:
     """Draws as columns ``(draws, columns)``, and their names; of one row where rows are apart."""
     columns, heads = [], []
     for name, value in values.items():
         if not value.is_floating_point():
             continue
-        part = (value if joint else value[:, row]).reshape(len(value), -1)
+        part = (value if shared else value[:, row]).reshape(len(value), -1)
         columns.append(part.double().cpu().numpy())
         count = part.shape[1]
         heads += [name] if count == 1 else [f"{name}[{j}]" for j in range(count)]
     if not columns:
         name, value = next(iter(values.items()))
-        columns = [(value if joint else value[:, row]).reshape(len(value), -1).double().numpy()]
+        columns = [(value if shared else value[:, row]).reshape(len(value), -1).double().numpy()]
         heads = [f"{name}[{j}]" for j in range(columns[0].shape[1])]
     return np.concatenate(columns, 1), heads
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape as _html
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,28 @@ def label(record: Mapping[str, Any]) -> str:
 
 
 def rich_table(title: str, records: Sequence[Mapping[str, Any]]) -> Table:
-    """For the terminal."""
-    columns = headings(records)
+    """For the terminal: a line for each measure, a column for each guide that was measured."""
+    shown = [r for r in records if not r["reason"]]
     table = Table(title=escape(title), box=None)
-    table.add_column("guide", no_wrap=True)
-    for heading in columns.values():
-        table.add_column(escape(heading), justify="right")
-    for record in records:
-        if record["reason"]:
-            table.add_row(escape(label(record)), escape(record["reason"].partition(",")[0]))
-        else:
-            table.add_row(escape(label(record)), *(escape(cell(record, k)) for k in columns))
+    table.add_column("", no_wrap=True)
+    for record in shown:
+        table.add_column(escape(label(record)), justify="right")
+    for key, heading in headings(records).items():
+        table.add_row(escape(heading), *(escape(cell(record, key)) for record in shown))
     return table
+
+
+def html(title: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """The same for a notebook."""
+    shown = [r for r in records if not r["reason"]]
+    lines = [("", *(label(record) for record in shown))]
+    lines += [(h, *(cell(r, key) for r in shown)) for key, h in headings(records).items()]
+    body = "".join(
+        "<tr><th style='text-align:left'>" + _html(first) + "</th>"
+        + "".join(f"<td style='text-align:right'>{_html(text)}</td>" for text in rest) + "</tr>"
+        for first, *rest in lines
+    )  # fmt: skip
+    return f"<table><caption>{_html(title)}</caption>{body}</table>"
 
 
 def latex(records: Sequence[Mapping[str, Any]]) -> str:
