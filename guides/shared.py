@@ -11,7 +11,7 @@ The entries of a plate have parameters of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -74,7 +74,7 @@ class Shared(nn.Module):
                 self.read[key] = linear
 
     def __getitem__(self, name: str) -> nn.Parameter:
-        return self.get_parameter(name)
+        return cast(nn.Parameter, getattr(self, name))
 
     def _entries(self, name: str) -> int:
         return torch.Size(self._sites[name].sizes.values()).numel()
@@ -103,8 +103,8 @@ class Shared(nn.Module):
         size = self._maps[name][2].numel()
         shift = self._shift(key, name, drawn, layout, size)
         if key not in self.drawn_by:
-            loc = self.get_parameter(f"{key}_loc").reshape(*layout, size)
-            scale = networks.positive_scale(self.get_parameter(f"{key}_scale"))
+            loc = self[f"{key}_loc"].reshape(*layout, size)
+            scale = networks.positive_scale(self[f"{key}_scale"])
             scale = scale.reshape(*layout, size)
             loc = loc if shift is None else loc + shift
             fn: Any = dist.Normal(loc, scale).to_event(1)

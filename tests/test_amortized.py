@@ -582,3 +582,19 @@ def test_plates_that_cross():
     loss = EnumELBO(2)(program, guide)
     loss({"x": torch.randn(ROWS, 2, 3)}).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in guide.parameters())
+
+
+def test_globals_stick_the_landing():
+    def program(batch):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(batch)):
+            pyro.sample("x", dist.Normal(m, 1.0))
+
+    guide = Amortized(program)
+    x = torch.tensor([0.5, 1.0, -0.2, 0.9])
+    with torch.no_grad():  # the posterior
+        guide.raw["m_loc"].fill_(x.sum() / 5)
+        guide.raw["m_scale"].fill_(inverse_positive_scale(math.sqrt(1 / 5)))
+    EnumELBO(gradient="stl").differentiable_loss(program, guide, {"x": x}).backward()
+    for parameter in guide.parameters():
+        assert parameter.grad.abs().max() < 1e-12

@@ -369,7 +369,7 @@ def test_bernoulli_takes_values_from_0_to_1():
         ({"latent_dim": 2.5}, "latent_dim is an integer of at least 1, got 2.5"),
         ({"num_samples": True}, "num_samples is an integer"),
         ({"method": "mvae"}, "mvae has no finite site y"),
-        ({"method": "vaed"}, "did you mean 'vade'"),
+        ({"method": "vadee"}, "did you mean 'vade'"),
         ({"likelihood": "poisson"}, "likelihood is 'normal'"),
         ({"options": {"init_scal": 1.0}}, "did you mean 'init_scale'"),
         ({"options": {"latent_dim": 3}}, "latent_dim is a parameter of its own"),

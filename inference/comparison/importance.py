@@ -67,6 +67,7 @@ def importance_weights(
     num_particles = read_count("num_particles", num_particles)
     size = None if chunk_size is None else read_count("chunk_size", chunk_size)
     objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
+    objective._reparameterised = False  # there is no gradient
     found = []
     for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
         _refuse(plan)

@@ -135,6 +135,7 @@ def evaluate(
     plain = EnumELBO(
         num_particles, kl=options.kl, split=False, inputs=options.inputs, replace=options.replace
     )
+    plain._reparameterised = False  # there is no gradient
     p, q = plain.pair(program, guide)
     batch = p.pairing.prepare(data)
     rows = options.num_rows or len(batch)

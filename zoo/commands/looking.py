@@ -85,8 +85,9 @@ def compare(
         str | None, typer.Option(help="Names with commas; 'list' lists them.")
     ] = None,
     objectives: Annotated[
-        str, typer.Option(help="elbo, stl, iwae:K, dreg:K, renyi:ALPHA:K, rws:K, with commas.")
-    ] = "elbo",
+        str | None,
+        typer.Option(help="elbo, stl, iwae:K, dreg:K, renyi:ALPHA:K, rws:K, with commas."),
+    ] = None,
     labels: Labels = None,
     label: Label = None,
     view: View = None,
@@ -119,7 +120,7 @@ def compare(
         raise ValueError("pyrozoo compare takes a method, or --truth")
     effort = Effort().quick() if quick else Effort()
     wanted = guides.split(",") if guides else None
-    losses = objectives.split(",")
+    losses = objectives.split(",") if objectives else None
     tell = lambda line: errors.print(escape(line), highlight=False)  # noqa: E731
     if truth:
         base = out or Path("runs") / "compare-truth"
@@ -139,8 +140,8 @@ def compare(
         options=assignments(settings, "--set"),
     )  # fmt: skip
     found = comparing.compare_method(
-        spec, wanted or comparing.USUAL, losses, seeds=seeds, root=data_root, effort=effort,
-        make=own.maker(cls) if cls else None, say=tell,
+        spec, wanted or comparing.USUAL, losses or ["elbo"], seeds=seeds, root=data_root,
+        make=own.maker(cls) if cls else None, effort=effort, say=tell,
     )  # fmt: skip
     title = Path(data).stem if "file" in source else data
     _leave(found, out or Path("runs") / f"compare-{method}-{title}")
