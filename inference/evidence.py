@@ -86,8 +86,8 @@ def log_evidence(
     objective._reparameterised = False  # there is no gradient
     found, fast = [], {}
     for p, q, batch, plan in slices(objective, program, guide, data, 1024, seed):
-        _refuse(plan)
-        size = size or _fitting(p, q, batch)
+        refuse_shared(plan)
+        size = size or fitting(p, q, batch[:1])
         rows, passes = max(1, size // num_particles), math.ceil(num_particles / size)
         counts = [num_particles // passes + (i < num_particles % passes) for i in range(passes)]
         with pyro.validation_enabled(False):
@@ -103,7 +103,8 @@ def log_evidence(
     return torch.cat(found)
 
 
-def _weights(p: Observed, q: Observed, batch: Batch, count: int) -> Tensor:
+def draw_log_weights(p: Observed, q: Observed, batch: Batch, count: int) -> Tensor:
+    """Log-weights of ``count`` draws of the guide for every row, ``(count, rows)``."""
     traces = (sample_sites(trace) for trace in run(p, q, batch, count))
     program, guide = ({n: {**site, "scale": 1.0} for n, site in t.items()} for t in traces)
     return log_weights(take_apart(p.pairing.plan(batch), program, guide, len(batch), count))
@@ -121,7 +122,7 @@ def _function(
 
     def eager(*leaves: Tensor) -> list[Tensor]:
         some = _pytree.tree_unflatten(list(leaves), spec)
-        return [_weights(p, q, some, count).logsumexp(0)]
+        return [draw_log_weights(p, q, some, count).logsumexp(0)]
 
     function: Callable[..., list[Tensor]] = eager
     if often or compile:
@@ -141,7 +142,8 @@ def _function(
     return lambda batch: function(*_pytree.tree_leaves(batch))[0]
 
 
-def _refuse(plan: Plan) -> None:
+def refuse_shared(plan: Plan) -> None:
+    """Raise ValueError where a row has no evidence of its own, or its weights are not known."""
     assert plan.guide is not None
     for name, site in plan.guide.sites.items():
         role = plan.roles.get(name, "auxiliary")
@@ -181,12 +183,18 @@ class _Sizes(TorchDispatchMode):
         return out
 
 
-def _fitting(p: Observed, q: Observed, batch: Batch) -> int:
-    """How many rows x particles make the widest tensor as large as it may be."""
+def fitting(p: Observed, q: Observed, rows: Batch, larger: float = 1.0) -> int:
+    """How many particles for all of these rows make the widest tensor as large as it may be.
+
+    Args:
+        p, q: the observed pair.
+        rows: which; a single one gives the number of rows x particles.
+        larger: how much wider than what suits importance weights alone.
+    """
     found = []
     for count in (2, 3):
         with _Sizes() as sizes:
-            _weights(p, q, batch[:1], count)
+            draw_log_weights(p, q, rows, count)
         found.append(sizes.found)
     width = max(1, *(more - less for less, more in zip(*found, strict=False)))
-    return max(1, ELEMENTS.get(batch.device.type, ELEMENTS_ELSEWHERE) // width)
+    return max(1, int(larger * ELEMENTS.get(rows.device.type, ELEMENTS_ELSEWHERE)) // width)

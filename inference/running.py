@@ -35,7 +35,7 @@ def slices(
     whole, size = p.pairing.prepare(data), read_count("batch_size", size)
     if len(whole) == 0:
         raise ValueError("the data have no rows")
-    random = contextlib.nullcontext() if seed is None else seeded(_seed(seed))
+    random = contextlib.nullcontext() if seed is None else seeded(read_seed(seed))
     with torch.no_grad(), evaluating(p, q), poutine.block(), random:
         for start in range(0, len(whole), size):
             entire = len(whole) <= size and not isinstance(whole, Stored)
@@ -48,7 +48,8 @@ def slices(
             yield p, q, batch, plan
 
 
-def _seed(seed: Any) -> int:
+def read_seed(seed: Any) -> int:
+    """A seed as given, checked."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is a whole number below 2**64, or None, got {seed!r}")
     return seed

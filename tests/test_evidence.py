@@ -372,7 +372,9 @@ def test_the_widest_tensor_decides_how_much_is_done_at_once():
     p, q = EnumELBO(kl="sampled").pair(program, guide)
     batch = p.pairing.prepare({"x": x})
     p.pairing.plan(batch)
-    assert evidence._fitting(p, q, batch) == evidence.ELEMENTS["cpu"] // 6  # K x latent_dim, hidden
+    assert (
+        evidence.fitting(p, q, batch[:1]) == evidence.ELEMENTS["cpu"] // 6
+    )  # K x latent_dim, hidden
 
 
 def test_scales_of_training_play_no_part():

@@ -1,5 +1,6 @@
 """The loop: it trains what it should, stops when it should, and goes on bit for bit."""
 
+import copy
 import json
 import math
 
@@ -209,6 +210,18 @@ def test_learning_rate_schedule():
         lr_schedule=schedules.steps(0.1, 1),
     )  # fmt: skip
     assert rates[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.1**2)
+
+
+def test_a_schedule_by_its_name_lasts_as_long_as_the_fit():
+    program, guide = make()
+    twin, twin_guide = copy.deepcopy(program), copy.deepcopy(guide)
+    quiet(program, guide, {"x": data()["x"]}, epochs=3, lr_schedule="cosine")
+    own = schedules.cosine(3, 0.02)
+    quiet(twin, twin_guide, {"x": data()["x"]}, epochs=3, lr_schedule=own)
+    for a, b in zip(program.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="function of the epoch or 'cosine', got 'linear'"):
+        quiet(program, guide, {"x": data()["x"]}, epochs=1, lr_schedule="linear")
 
 
 def test_callbacks_and_patience_stop():

@@ -104,9 +104,10 @@ def test_hierarchy_evidence_and_draws():
         close(hit.double().mean(0), prob, (prob * (1 - prob) / 4000).sqrt() + 2e-4)
 
 
-def test_decoder_evidence_and_draws():
-    rung = truth.rung("decoder")
-    other = truth.RUNGS["decoder"](points=127, reach=6.0)
+@pytest.mark.parametrize("name", ["decoder", "modes"])
+def test_decoder_evidence_and_draws(name):
+    rung = truth.rung(name)
+    other = truth.RUNGS[name](points=151, reach=7.0)
     torch.testing.assert_close(other.log_evidence, rung.log_evidence, rtol=0, atol=1e-5)
     # from draws of the prior, weighed by the likelihood
     z = torch.randn(100_000, 2, generator=generator(1), dtype=torch.float64)
@@ -125,7 +126,7 @@ def test_decoder_evidence_and_draws():
             close(moment(draws[:, row]).mean(0), right, spread / count**0.5)
 
 
-@pytest.mark.parametrize("name", ["factor", "mixture", "hierarchy", "decoder"])
+@pytest.mark.parametrize("name", ["factor", "mixture", "hierarchy", "decoder", "modes"])
 def test_data_are_such_as_the_program_draws(name):
     """Mean log-evidence of the rows, and of rows that the program draws, by the same formula."""
     rung = truth.rung(name)
@@ -222,7 +223,7 @@ def test_stored_draws_agree_with_importance_sampling(name):
 
 @pytest.mark.parametrize("name", [n for n in truth.RUNGS if n not in ("mixture", "hierarchy")])
 def test_every_guide_runs_or_says_why_not(name):
-    small = name not in ("factor", "decoder")
+    small = name not in ("factor", "decoder", "modes")
     skipped = () if small else ("auto_mvn", "auto_iaf")  # 400 or more dimensions
     names = [n for n in comparing.guide_names() if n not in skipped]
     found = comparing.compare_rung(name, names, ["elbo"], epochs=1, num_particles=1, effort=TINY)

@@ -34,7 +34,7 @@ from pyrozoo.inference.comparison.simulating import (
     densities,
     given_sites,
     is_latent,
-    rows_first,
+    one_draw,
     simulate,
 )
 from pyrozoo.inference.comparison.uniformity import Band, Floats, Ranks, rank, tarp_ranks
@@ -42,7 +42,7 @@ from pyrozoo.inference.graph import Graph, Site, read_graph
 from pyrozoo.inference.observing import Net, pair
 from pyrozoo.inference.posterior import posterior
 from pyrozoo.inference.reading import read_count
-from pyrozoo.inference.running import _seed
+from pyrozoo.inference.running import read_seed
 
 OVERSAMPLED = 10  # draws for each one that importance weights choose
 
@@ -167,7 +167,7 @@ def sbc(
     num_datasets, num_draws = (
         read_count(n, v) for n, v in (("num_datasets", num_datasets), ("num_draws", num_draws))
     )
-    seed, inputs = _seed(seed), tuple(inputs)
+    seed, inputs = read_seed(seed), tuple(inputs)
     if guide is None and refit is None:
         raise ValueError("a guide, or refit=..., which makes one for simulated data, is needed")
     template = Batch.of({}, rows=1) if data is None else Batch.of(data)
@@ -241,7 +241,7 @@ def _collect(
     whole: bool,
 ) -> None:
     """Add the truth ``(datasets, C)`` and draws of it ``(L, datasets, C)``."""
-    truth, others = rows_first(site, drawn[site.name]), found[site.name][:num_draws]
+    truth, others = one_draw(site, drawn[site.name]), found[site.name][:num_draws]
     if whole:  # one data set; of a local site its first row
         truth = truth[:1] if site.local else truth.unsqueeze(0)
         others = others[:, :1] if site.local else others.unsqueeze(1)

@@ -31,11 +31,11 @@ from pyrozoo.inference.bounds.contract import add
 from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.terms import PARTICLES, nesting, run, sample_sites, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
-from pyrozoo.inference.evidence import ELEMENTS, ELEMENTS_ELSEWHERE, _refuse, _Sizes, _weights
+from pyrozoo.inference.drawing import draw, rows_first
+from pyrozoo.inference.evidence import fitting, refuse_shared
 from pyrozoo.inference.graph import DATA, Graph, Site
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.posterior import _draw
 from pyrozoo.inference.running import slices
 
 LARGER = 8  # than what fits a processor's cache, for fewer passes
@@ -95,18 +95,6 @@ def _once(half: Observed, values: dict[str, Tensor]) -> Observed:
     return Observed(_Once(values)(half.module), half.pairing, half.of_guide)
 
 
-def arranged(site: Site, value: Tensor) -> Tensor:
-    """``(samples, *plates, *event)`` to ``(samples, rows, *other plates, *event)``.
-
-    The plates are then in the order of :func:`plates_of`.
-    """
-    width = value.dim() - len(site.event_shape)
-    sources = [width + site.dims[plate] for plate in plates_of(site)]
-    others = [d for d in range(1, width) if d not in sources]
-    value = value.permute(0, *sources, *others, *range(width, value.dim()))
-    return value.reshape(value.shape[: 1 + len(sources)] + site.event_shape)
-
-
 def plates_of(site: Site) -> list[str]:
     """The plates of a site, that over the rows first, the others as the program enters them."""
     return [DATA] * site.local + [plate for plate in site.dims if plate != DATA]
@@ -145,7 +133,7 @@ def draw_with_densities(
     for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
         if found is None:
             found = _begin(plan)
-            fit = _fitting(p, q, batch)
+            fit = fitting(p, q, batch, LARGER)
             passes = math.ceil(num_draws / fit)
             counts = [num_draws // passes + (i < num_draws % passes) for i in range(passes)]
             once: list[dict[str, Tensor]] = [{} for _ in counts]
@@ -161,17 +149,6 @@ def draw_with_densities(
     return found
 
 
-def _fitting(p: Observed, q: Observed, batch: Batch) -> int:
-    """How many draws for all rows of a slice are made in one pass."""
-    found = []
-    for count in (2, 3):
-        with _Sizes() as sizes:
-            _weights(p, q, batch, count)
-        found.append(sizes.found)
-    width = max(1, *(more - less for less, more in zip(*found, strict=False)))
-    return max(1, int(LARGER * ELEMENTS.get(batch.device.type, ELEMENTS_ELSEWHERE)) // width)
-
-
 def _begin(plan: Plan) -> Drawn:
     assert plan.guide is not None
     local = {n: s for n, s in plan.guide.sites.items() if s.local and s.kind == "sample"}
@@ -181,7 +158,7 @@ def _begin(plan: Plan) -> Drawn:
     shared = [n for n in proposed if not plan.program.sites[n].local]
     refusal = ""
     try:
-        _refuse(dataclasses.replace(plan, guide=Graph(local)))
+        refuse_shared(dataclasses.replace(plan, guide=Graph(local)))
     except ValueError as error:
         refusal = str(error)
     return Drawn(plan, shared, integrated, refusal)
@@ -203,11 +180,11 @@ def _pass(
     prior = [n for n, role in plan.roles.items() if role == "pruned" and not sites[n].local]
     new = {}
     with _Once(once, prior):
-        draws = _draw(p, again, batch, plan, count, plan.roles)
+        draws = draw(p, again, batch, plan, count, plan.roles)
     for name, (value, fn) in draws.items():
         if plan.roles[name] == "own" or sites[name].own is not None:
             value = fn.sample()  # the program has given its own value
-        new[name] = arranged(sites[name], value)
+        new[name] = rows_first(sites[name], value)
     assert plan.guide is not None
     once |= {n: drawn[n] for n, s in plan.guide.sites.items() if not s.local and n in drawn}
     if found.refusal:
@@ -290,7 +267,7 @@ def _finish(found: Drawn, pieces: list[dict[str, Tensor]]) -> None:
             shape = [1] * max((-dim for dim in site.dims.values()), default=0)
             for plate, dim in site.dims.items():
                 shape[dim] = site.sizes[plate]
-            own = arranged(site, site.own.expand(*shape, *site.event_shape).unsqueeze(0))[0].cpu()
+            own = rows_first(site, site.own.expand(*shape, *site.event_shape).unsqueeze(0))[0].cpu()
             if not site.local or len(own) == len(found.known):
                 found.values[name] = (own, torch.ones(own.shape[:1], dtype=torch.bool))
     for name in pieces[0]:

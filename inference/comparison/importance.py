@@ -26,12 +26,12 @@ from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.stock import stock
 from pyrozoo.inference.bounds.terms import run, same_scale, sample_sites, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
-from pyrozoo.inference.evidence import _fitting, _refuse, _weights
+from pyrozoo.inference.evidence import draw_log_weights, fitting, refuse_shared
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan, check_shapes, check_values
 from pyrozoo.inference.reading import read_count
-from pyrozoo.inference.running import _seed, slices
+from pyrozoo.inference.running import read_seed, slices
 
 
 def importance_weights(
@@ -70,14 +70,14 @@ def importance_weights(
     objective._reparameterised = False  # there is no gradient
     found = []
     for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
-        _refuse(plan)
-        size = size or _fitting(p, q, batch)
+        refuse_shared(plan)
+        size = size or fitting(p, q, batch[:1])
         rows = max(1, size // num_particles)
         with pyro.validation_enabled(False):
             for start in range(0, len(batch), rows):
                 piece = batch[start : start + rows]
                 parts = _parts(num_particles, size)
-                found.append(torch.cat([_weights(p, q, piece, count) for count in parts]))
+                found.append(torch.cat([draw_log_weights(p, q, piece, count) for count in parts]))
     return torch.cat(found, 1)
 
 
@@ -103,7 +103,7 @@ def joint_log_weights(
             or enumerates a site outside the class; there, a site is scaled; or a value does not
             fit.
     """
-    num_particles, seed = read_count("num_particles", num_particles), _seed(seed)
+    num_particles, seed = read_count("num_particles", num_particles), read_seed(seed)
     size = None if chunk_size is None else read_count("chunk_size", chunk_size)
     objective = EnumELBO(kl="sampled", split=False, inputs=tuple(inputs))
     p, q = objective.pair(program, guide)
@@ -118,7 +118,7 @@ def joint_log_weights(
             one = stock(plan, 1)
             draws = [-one.loss(p, q, batch) for _ in range(num_particles)]
             return torch.tensor(draws, dtype=torch.float64)
-        size = size or _fitting(p, q, batch)
+        size = size or fitting(p, q, batch[:1])
         with pyro.validation_enabled(False):
             parts = _parts(num_particles, max(1, size // len(batch)))
             return torch.cat([_jointly(p, q, batch, count) for count in parts])

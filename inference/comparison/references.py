@@ -38,12 +38,11 @@ from torch.fx.node import map_arg
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import contract
 from pyrozoo.inference.bounds.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
-from pyrozoo.inference.comparison.densities import arranged
+from pyrozoo.inference.drawing import draw_summed, rows_first
 from pyrozoo.inference.graph import Site
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed, observe
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.posterior import _draw_summed
 from pyrozoo.inference.reading import read_count
 
 Free = dict[str, Tensor]  # site -> its value in the unconstrained space
@@ -315,8 +314,10 @@ def _finish(
         count = min(TOGETHER, num_samples - start)
         at = _Constrain({n: _spread(sites[n], v, depth) for n, v in some.items()})
         terms = _terms(p, batch, plan, at, count)
-        found = {**at.values, **_draw_summed(terms, depth)}
-        pieces.append({n: arranged(sites[n], found[n]).detach() for n in plan.roles if n in found})
+        found = {**at.values, **draw_summed(terms, depth)}
+        pieces.append(
+            {n: rows_first(sites[n], found[n]).detach() for n in plan.roles if n in found}
+        )
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

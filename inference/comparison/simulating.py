@@ -15,11 +15,11 @@ from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import add, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.terms import PARTICLES, nesting, sample_sites
+from pyrozoo.inference.drawing import rows_first
 from pyrozoo.inference.graph import DATA, Graph, Site
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, observe
 from pyrozoo.inference.plan import Plan
-from pyrozoo.inference.posterior import _rows_first
 from pyrozoo.inference.running import slices
 
 
@@ -70,9 +70,9 @@ def simulate(program: Net, inputs: Batch, seed: int) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in sites.items()}
 
 
-def rows_first(site: Site, value: Tensor) -> Tensor:
+def one_draw(site: Site, value: Tensor) -> Tensor:
     """A draw as data have it: ``(rows, *inner plates, *event)``."""
-    return _rows_first(site, value.unsqueeze(0))[0]
+    return rows_first(site, value.unsqueeze(0))[0]
 
 
 def as_data(
@@ -80,7 +80,7 @@ def as_data(
 ) -> Batch:
     """A batch of the given sites with drawn values, present where they are in the template."""
     values: dict[str, Any] = {n: template.stored(n) for n in inputs if n in template}
-    values |= {name: rows_first(graph.sites[name], drawn[name]) for name in given}
+    values |= {name: one_draw(graph.sites[name], drawn[name]) for name in given}
     pairs = {n: (v, template.present(n)) if template.partly(n) else v for n, v in values.items()}
     return Batch.of(pairs, rows=len(template))
 

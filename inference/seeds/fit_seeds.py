@@ -29,7 +29,7 @@ from pyrozoo.inference.seeds.together import NotTraced
 from pyrozoo.inference.training.fit import _check_options, _scheduled, fit
 from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Result
-from pyrozoo.inference.training.schedules import Schedule
+from pyrozoo.inference.training.schedules import Schedule, read_schedule
 
 MOST_FLOPS = 10**9  # in a step of one seed: above, matrix products take nearly all of the time
 _ALONE = "seeds are fitted one after another"
@@ -44,7 +44,7 @@ def fit_seeds(
     epochs: int = 100,
     batch_size: int = 256,
     lr: float = 1e-3,
-    lr_schedule: Schedule | None = None,
+    lr_schedule: Schedule | str | None = None,
     weights: Mapping[str, Schedule] | None = None,
     repeat: Mapping[str, int] | None = None,
     clip: float | None = None,
@@ -90,6 +90,7 @@ def fit_seeds(
         RuntimeError: a number in a module was changed during the fit, all at once.
     """
     _check_options(epochs, batch_size, lr, patience, False, None)
+    lr_schedule = read_schedule(lr_schedule, epochs)
     if together not in (True, False, "auto"):
         raise ValueError(f"together is True, False or 'auto', got {together!r}")
     pairs, inputs = _pairs(make, seeds), tuple(inputs)

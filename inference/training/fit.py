@@ -33,7 +33,7 @@ from pyrozoo.inference.training.guarding import Guard, out_of_memory
 from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Record, Result, evaluate
 from pyrozoo.inference.training.rows import epoch_order, make_ready, mixing
-from pyrozoo.inference.training.schedules import Schedule
+from pyrozoo.inference.training.schedules import Schedule, read_schedule
 from pyrozoo.inference.training.state import State
 from pyrozoo.inference.training.tracking import ROWS, Norms, Tracker, Watch
 
@@ -47,7 +47,7 @@ def fit(
     epochs: int = 100,
     batch_size: int = 256,
     lr: float = 1e-3,
-    lr_schedule: Schedule | None = None,
+    lr_schedule: Schedule | str | None = None,
     weights: Mapping[str, Schedule] | None = None,
     repeat: Mapping[str, int] | None = None,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
@@ -81,7 +81,8 @@ def fit(
         epochs: passes over the data, in total (those before a resume included).
         batch_size: rows per step.
         lr: learning rate; Adam (fused), unless ``optimizer`` makes another from the parameters.
-        lr_schedule: factor on the rate as a function of the epoch, see :mod:`.schedules`.
+        lr_schedule: factor on the rate as a function of the epoch, see :mod:`.schedules`, or
+            ``"cosine"``: it falls to 0.02 in the course of the fit.
         weights: site -> schedule of the weight of its term (KL warm-up: ``{"z": linear(0, 1,
             10)}``).
         repeat: site -> how often in an epoch the rows that know it are visited; they count as often
@@ -134,6 +135,7 @@ def fit(
     Whatever is raised, the last checkpoint stays.
     """
     _check_options(epochs, batch_size, lr, patience, resume, folder)
+    lr_schedule = read_schedule(lr_schedule, epochs)
     objective = copy.copy(objective or EnumELBO())  # its dictionaries stay shared
     objective.inputs, objective._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
     p, q = objective.pair(program, guide)

@@ -33,3 +33,18 @@ def cosine(epochs: float, floor: float = 0.0) -> Schedule:
     return lambda epoch: (
         floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, epoch / epochs))) / 2
     )
+
+
+def read_schedule(given: Schedule | str | None, epochs: float) -> Schedule | None:
+    """The schedule that was given, or the one of this name over a fit of so many epochs.
+
+    ``"cosine"`` falls to 0.02 along half a cosine.
+
+    Raises:
+        ValueError: there is no schedule of this name, or it is no function.
+    """
+    if given == "cosine":
+        return cosine(epochs, 0.02)
+    if isinstance(given, str) or not (given is None or callable(given)):
+        raise ValueError(f"lr_schedule is a function of the epoch or 'cosine', got {given!r}")
+    return given

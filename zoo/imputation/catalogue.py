@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyrozoo.guides import Amortized, Classifier, Part, Sequential
-from pyrozoo.inference import Batch, EnumELBO, schedules
+from pyrozoo.inference import Batch, EnumELBO
 from pyrozoo.zoo.imputation import HIVAE
 from pyrozoo.zoo.imputation.hivae import infer_columns, start_clusters
 from pyrozoo.zoo.model import Method, Model, classification, width
@@ -63,7 +63,7 @@ def hivae(
         start_clusters(program, guide, data, **{"epochs": epochs, "batch_size": size, **options})
 
     settings: dict[str, Any] = {"epochs": epochs, "batch_size": size, "lr": 3e-3}
-    settings["lr_schedule"] = schedules.cosine(epochs, 0.02)
+    settings["lr_schedule"] = "cosine"
     return Model("hivae", program, guide, objective, settings=settings, start=start)
 
 

@@ -7,6 +7,7 @@ factor          factor analysis                                           a clos
 mixture         finite mixture of Gaussians                               enumeration
 hierarchy       three finite sites, two of them below the third           enumeration
 decoder         two latents behind a fixed network                        quadrature
+modes           the same with squares: posteriors with two modes          quadrature
 eight_schools   random effects of eight schools                           long runs of NUTS
 logistic        logistic regression                                       long runs of NUTS
 counts          Poisson regression with an effect of each row             long runs of NUTS
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyrozoo.zoo.truth.exact import decoder, factor, hierarchy, mixture
+from pyrozoo.zoo.truth.exact import decoder, factor, hierarchy, mixture, modes
 from pyrozoo.zoo.truth.rung import Rung
 from pyrozoo.zoo.truth.sampled import counts, eight_schools, logistic, unknown_means
 
@@ -29,6 +30,7 @@ RUNGS: dict[str, Callable[[], Rung]] = {
     "mixture": mixture,
     "hierarchy": hierarchy,
     "decoder": decoder,
+    "modes": modes,
     "eight_schools": eight_schools,
     "logistic": logistic,
     "counts": counts,

@@ -161,14 +161,19 @@ def hierarchy() -> Rung:
 class FixedDecoder(nn.Module):
     """``z ~ Normal(0, I)`` in the plane, ``x | z ~ Normal(V tanh(U z), 0.5)``: 3 columns.
 
-    The columns are even in the first latent but one, so that posteriors bend and have two modes.
+    Posteriors bend.  Where all columns but the first are squared, hence even in z, many have two
+    modes.
+
+    Args:
+        squared: whether they are.
     """
 
     inner: Tensor
     outer: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, squared: bool = False) -> None:
         super().__init__()
+        self.squared = squared
         g = generator(5)
         self.register_buffer("inner", 1.5 * torch.randn(2, 12, generator=g))
         self.register_buffer("outer", torch.randn(12, 3, generator=g) / 2)
@@ -177,7 +182,7 @@ class FixedDecoder(nn.Module):
         """The mean of x, ``(*, 3)``."""
         hidden = torch.tanh(z @ self.inner.to(z.dtype))
         out = hidden @ self.outer.to(z.dtype)
-        return torch.cat([out[..., :1], (out[..., 1:]) ** 2], -1)
+        return torch.cat([out[..., :1], out[..., 1:] ** 2], -1) if self.squared else out
 
     def forward(self, batch: Batch) -> None:
         """Generate the rows of a batch."""
@@ -186,13 +191,22 @@ class FixedDecoder(nn.Module):
             pyro.sample("x", dist.Normal(self.mean(z), 0.5).to_event(1))
 
 
-def decoder(points: int = 161, reach: float = 5.0) -> Rung:
-    """Two latents behind a network: bent posteriors, some with two modes, known on a grid.
+def decoder(points: int = 193, reach: float = 6.0) -> Rung:
+    """Two latents behind a network: bent posteriors, known on a grid.
 
     Args:
         points: of the grid in each direction, over ``[-reach, reach]``.
     """
-    program = FixedDecoder()
+    return _on_a_grid("decoder", "two latents behind a network", False, points, reach)
+
+
+def modes(points: int = 193, reach: float = 6.0) -> Rung:
+    """The same with squares: many posteriors have two modes.  Takes what :func:`decoder` does."""
+    return _on_a_grid("modes", "posteriors with two modes", True, points, reach)
+
+
+def _on_a_grid(name: str, title: str, squared: bool, points: int, reach: float) -> Rung:
+    program = FixedDecoder(squared)
     g = generator(6)
     z = torch.randn(200, 2, generator=g)
     x = program.mean(z) + 0.5 * torch.randn(200, 3, generator=g)
@@ -215,6 +229,6 @@ def decoder(points: int = 161, reach: float = 5.0) -> Rung:
         return {"z": (grid[cell] + step * jitter).float()}
 
     return Rung(
-        "decoder", "two latents behind a network", program, {"x": x}, ("x",), "quadrature", draws,
+        name, title, program, {"x": x}, ("x",), "quadrature", draws,
         log_evidence=joint.logsumexp(-1) + 2 * math.log(step),
     )  # fmt: skip
