@@ -84,6 +84,7 @@ def mfcvae(
     activation: str = "relu",
     depth: int = 1,
     share: float = 0.1,
+    covariance: Covariance = "diag",
     init_scale: float = 0.1,
     fade: float = 127.0,
 ) -> Model:
@@ -94,8 +95,9 @@ def mfcvae(
     others comes in over ``fade`` epochs, so that the fit should be longer than these.
     """
     program = MFCVAE(
-        width(batch, "x"), num_clusters, latent_dims, hidden, likelihood, activation, depth, share
-    )
+        width(batch, "x"), num_clusters, latent_dims, hidden, likelihood, activation, depth, share,
+        covariance,
+    )  # fmt: skip
     count = len(latent_dims)
     sites, widths = [f"z_{j + 1}" for j in range(count)], each(hidden, count, "hidden")
     guide = Ladder(program, ["x"], sites, widths, activation, depth, init_scale)

@@ -29,51 +29,33 @@ Holmes, "Multi-facet clustering variational autoencoders" (2021).
 Deviations: the sums over clusters are exact where the paper puts in the optimal q(c_j | x), which
 at one draw, as released, has the same value and gradient; the gate moves once an epoch, to what the
 weight reaches at its end, not at every batch; scales are a softplus of another slope; the mixtures
-start from at most 10,000 rows; all covariances are diagonal.  Known c_j, more than two facets,
-``depth`` and ``share`` are additions.
+start from at most 10,000 rows.  Known c_j, more than two facets, ``depth`` and ``share`` are
+additions, and so is the start with ``clusters="neighbours"``: the top facet's path is trained as an
+autoencoder, and its mixture starts at the parts of the codes' graph of nearest neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import nn
 
 from pyrozoo.guides import Mean
 from pyrozoo.inference import Batch, EnumELBO, fit, predict, schedules
 from pyrozoo.inference.training.schedules import Schedule
-from pyrozoo.zoo.baselines import gmm
-from pyrozoo.zoo.networks import LadderDecoder, inverse_positive_scale, positive_scale
+from pyrozoo.zoo.baselines import Covariance, gmm
+from pyrozoo.zoo.clustering.mixture import Mixture
+from pyrozoo.zoo.clustering.neighbours import Clusters, neighbour_parts
+from pyrozoo.zoo.networks import LadderDecoder, inverse_positive_scale
 
 ROWS = 10_000  # at most, from which the mixtures start
-
-
-class Facet(nn.Module):
-    """A mixture of Gaussians with diagonal covariances: ``logits`` (K,), ``loc`` (K, D).
-
-    Args:
-        num_clusters: K.
-        latent_dim: D.
-        scale: at which all standard deviations start.
-    """
-
-    def __init__(self, num_clusters: int, latent_dim: int, scale: float = 0.1) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(num_clusters))
-        self.loc = nn.Parameter(torch.randn(num_clusters, latent_dim))
-        raw_scale = inverse_positive_scale(scale)
-        self.raw_scale = nn.Parameter(torch.full((num_clusters, latent_dim), raw_scale))
-
-    @property
-    def scale(self) -> Tensor:
-        """Standard deviations of the components, ``(K, D)``."""
-        return positive_scale(self.raw_scale)
+SCALE = 0.1  # at which standard deviations start
 
 
 class MFCVAE(nn.Module):
@@ -88,6 +70,7 @@ class MFCVAE(nn.Module):
         activation: of the hidden layers.
         depth: layers of the same width that each rung has.
         share: how much a facet below the top adds in the decoder when its gate is open.
+        covariance: of the components of all facets, ``"diag"`` or ``"full"``.
 
     Raises:
         ValueError: no facet, or the numbers of clusters, dimensions and widths differ.
@@ -103,13 +86,17 @@ class MFCVAE(nn.Module):
         activation: str = "relu",
         depth: int = 1,
         share: float = 0.1,
+        covariance: Covariance = "diag",
     ) -> None:
         super().__init__()
         count = len(latent_dims)
         sizes = each(num_clusters, count, "num_clusters")
         widths = each(hidden, count, "hidden")
-        modules = nn.ModuleList(map(Facet, sizes, latent_dims))
-        self.facets = cast("Sequence[Facet]", modules)
+        facets = (
+            Mixture(size, dim, covariance, SCALE)
+            for size, dim in zip(sizes, latent_dims, strict=True)
+        )
+        self.facets = cast("Sequence[Mixture]", nn.ModuleList(facets))
         self.decoder = LadderDecoder(
             latent_dims, widths, x_dim, likelihood, activation, depth, share
         )
@@ -120,7 +107,7 @@ class MFCVAE(nn.Module):
             latents = []
             for j, facet in enumerate(self.facets, 1):
                 c = pyro.sample(f"c_{j}", dist.Categorical(logits=facet.logits))
-                z = pyro.sample(f"z_{j}", dist.Normal(facet.loc[c], facet.scale[c]).to_event(1))
+                z = pyro.sample(f"z_{j}", facet.component(c))
                 latents.append(z)
             pyro.sample("x", self.decoder(*latents))
 
@@ -168,8 +155,11 @@ def start_facets(
     epochs: int = 201,
     batch_size: int = 512,
     lr: float = 5e-4,
-    scale: float = 0.1,
+    scale: float = SCALE,
+    clusters: Clusters = "mixture",
     num_starts: int = 1,
+    num_neighbors: int = 15,
+    balance: float = 0.0,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
@@ -178,20 +168,30 @@ def start_facets(
 
     Meanwhile the gates of the others are closed and the weights of their sites zero.
 
+    With ``clusters="neighbours"`` the top facet's path is trained as an autoencoder instead, the
+    pair itself with a noiseless guide, and its mixture is put on the parts of its codes' graph of
+    nearest neighbours afterwards (see :mod:`.neighbours`).
+
     Args:
         program, guide: trained in place; the guide may be untrained.
         data: with x, and perhaps some c_j.
         epochs, batch_size, lr: of the training.
         scale: standard deviation at which all components start.
-        num_starts: mixtures by EM from k-means, of which the most likely is taken.
+        clusters: ``"mixture"`` or ``"neighbours"``.
+        num_starts: mixtures by EM from k-means, of which the most likely is taken; or runs of
+            k-means for each number of eigenvectors of the graph.
+        num_neighbors: of each row in the graph.
+        balance: how much parts of like sizes are preferred, see :func:`.cut_graph`.
         seed: of all of it.
         progress: show a progress bar.
         settings: further ones of the fit: folder, resume, compile, device.
 
     Raises:
         ValueError: a facet has more clusters than there are rows, or its known clusters go beyond
-            them.
+            them; or an option has another value.
     """
+    if clusters not in get_args(Clusters):
+        raise ValueError(f"clusters is 'mixture' or 'neighbours', got {clusters!r}")
     index = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:ROWS]
     some: Batch = data[index.to(data.device)]
     for j, facet in enumerate(program.facets, 1):
@@ -202,14 +202,29 @@ def start_facets(
             facet.logits.zero_()
             facet.loc.copy_(torch.from_numpy(means))
             facet.raw_scale.fill_(inverse_positive_scale(scale))
+            if facet.raw_lower is not None:
+                facet.raw_lower.zero_()
     below = range(1, len(program.facets))
     program.decoder.set_gate([*[0.0 for _ in below], 1.0])
-    off = {f"{site}_{j}": 0.0 for j in below for site in "cz"}
+    top, graph = len(program.facets), clusters == "neighbours"
+    silent = range(1, top + 1) if graph else below
+    off = {f"{site}_{j}": 0.0 for j in silent for site in "cz"}
+    chosen = {"scale": scale, "num_starts": num_starts, "clusters": clusters}
+    known = {n: (data[n].cpu().numpy(), data.present(n).cpu().numpy())
+             for n in data.names if n != "x"}  # fmt: skip
+    if graph:
+        data = data.drop(*(name for name in data.names if name != "x"))
     fit(
-        program, guide, data, objective=EnumELBO(weights=off), epochs=epochs,
-        batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="top facet",
-        decided_by={"scale": scale, "num_starts": num_starts}, **settings,
+        program, Mean(guide) if graph else guide, data, objective=EnumELBO(weights=off),
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, progress=progress,
+        title="top facet", decided_by=chosen, **settings,
     )  # fmt: skip
+    if graph:
+        drawn = predict(program, Mean(guide), data, f"z_{top}", num_samples=1, seed=seed)
+        points, size = drawn.double().cpu().numpy(), len(program.facets[-1].logits)
+        parts = neighbour_parts(points, size, *known.get(f"c_{top}", ()), num_starts=num_starts,
+                                num_neighbors=num_neighbors, balance=balance, seed=seed)  # fmt: skip
+        program.facets[-1].set_mixture(np.eye(size)[parts], points)
 
 
 def _start(codes: Any, data: Batch, site: str, size: int, num_starts: int, seed: int) -> Any:

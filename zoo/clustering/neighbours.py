@@ -22,7 +22,7 @@ the local manifold of an autoencoded embedding" (2020), who use UMAP.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 Array = NDArray[Any]
+
+Clusters: TypeAlias = Literal["mixture", "neighbours"]  # what a method may start from
 
 ROUNDS = 30  # most rounds in which rows join the majority of their neighbours
 
@@ -184,6 +186,34 @@ def spread_labels(
     share[known] = np.eye(num_classes)[labels[known]]
     classes = share.argmax(1)
     return Cut(classes, share, normalised_cut(graph, classes, num_classes))
+
+
+def neighbour_parts(
+    codes: Array,
+    num_clusters: int,
+    labels: Array | None = None,
+    known: Array | None = None,
+    *,
+    num_neighbors: int = 15,
+    num_starts: int = 10,
+    balance: float = 0.0,
+    seed: int = 0,
+) -> Array:
+    """The clusters ``(N,)`` of codes by their graph: its parts, or labels that spread along it.
+
+    Args:
+        codes: ``(N, D)``.
+        num_clusters: K.
+        labels, known: see :func:`spread_labels`; without them :func:`cut_graph` finds the parts.
+        num_neighbors: of each row in the graph.
+        num_starts, balance: see :func:`cut_graph`.
+        seed: of all of it.
+    """
+    graph = neighbour_graph(codes, num_neighbors)
+    if labels is not None and known is not None:
+        return spread_labels(graph, labels, known, num_clusters, seed=seed).clusters
+    found = cut_graph(graph, num_clusters, num_starts=num_starts, balance=balance, seed=seed)
+    return found.clusters
 
 
 def _uneven(clusters: Array, num_clusters: int) -> float:

@@ -30,26 +30,23 @@ the code space, and a start from the codes' graph of nearest neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.mixture import GaussianMixture
-from torch import Tensor, nn
 
 from pyrozoo.inference import Batch
 from pyrozoo.zoo.baselines import Covariance, gmm
-from pyrozoo.zoo.clustering.neighbours import cut_graph, neighbour_graph, spread_labels
+from pyrozoo.zoo.clustering.mixture import Mixture
+from pyrozoo.zoo.clustering.neighbours import Clusters, neighbour_parts
 from pyrozoo.zoo.clustering.pretraining import pretrain_autoencoder
-from pyrozoo.zoo.networks import Decoder, inverse_positive_scale, positive_scale
-
-Clusters: TypeAlias = Literal["mixture", "neighbours"]
+from pyrozoo.zoo.networks import Decoder
 
 
-class VaDE(nn.Module):
+class VaDE(Mixture):
     """p(y, z, x) of the module's docstring.
 
     Args:
@@ -70,30 +67,8 @@ class VaDE(nn.Module):
         likelihood: Any = "bernoulli",
         covariance: Covariance = "diag",
     ) -> None:
-        super().__init__()
-        if covariance not in get_args(Covariance):
-            raise ValueError(f"covariance is 'diag' or 'full', got {covariance!r}")
-        self.logits = nn.Parameter(torch.zeros(num_clusters))
-        self.loc = nn.Parameter(torch.randn(num_clusters, latent_dim))
-        raw_scale = inverse_positive_scale(1.0)
-        self.raw_scale = nn.Parameter(torch.full((num_clusters, latent_dim), raw_scale))
-        self.raw_lower = None
-        if covariance == "full":
-            self.raw_lower = nn.Parameter(torch.zeros(num_clusters, latent_dim, latent_dim))
+        super().__init__(num_clusters, latent_dim, covariance)
         self.decoder = Decoder(latent_dim, tuple(reversed(hidden)), x_dim, likelihood)
-
-    @property
-    def scale(self) -> Tensor:
-        """Standard deviations ``(K, latent_dim)``, or with full covariances their Cholesky factors
-        ``(K, latent_dim, latent_dim)``."""
-        scale = positive_scale(self.raw_scale)
-        return scale if self.raw_lower is None else self.raw_lower.tril(-1) + scale.diag_embed()
-
-    def component(self, y: Tensor) -> Any:
-        """p(z | y), with the batch shape of ``y``."""
-        if self.raw_lower is None:
-            return dist.Normal(self.loc[y], self.scale[y]).to_event(1)
-        return dist.MultivariateNormal(self.loc[y], scale_tril=self.scale[y])
 
     def forward(self, batch: Batch) -> None:
         """Generate ``len(batch)`` rows."""
@@ -101,27 +76,6 @@ class VaDE(nn.Module):
             y = pyro.sample("y", dist.Categorical(logits=self.logits))
             z = pyro.sample("z", self.component(y))
             pyro.sample("x", self.decoder(z))
-
-    @torch.no_grad()
-    def set_mixture(self, share: Any, codes: Any) -> None:
-        """Start at the weights, means and covariances that responsibilities give codes.
-
-        Args:
-            share: ``(rows, K)``.
-            codes: ``(rows, latent_dim)``.
-        """
-        total = share.sum(0) + 1e-9
-        self.logits.copy_(torch.as_tensor(np.log(total / total.sum())))
-        for k, weight in enumerate(share.T / total[:, None]):
-            mean = weight @ codes
-            spread = (codes - mean).T @ (weight[:, None] * (codes - mean))
-            floor = 1e-6  # EM may shrink a component onto a few points
-            self.loc[k] = torch.as_tensor(mean)
-            scale = np.sqrt(spread.diagonal().clip(floor))
-            if self.raw_lower is not None:
-                lower = np.linalg.cholesky(spread + floor * np.eye(len(mean)))
-                self.raw_lower[k], scale = torch.as_tensor(lower), lower.diagonal()
-            self.raw_scale[k] = torch.tensor([inverse_positive_scale(s) for s in scale.tolist()])
 
 
 def start_mixture(
@@ -187,12 +141,9 @@ def start_mixture(
     if "y" in data:
         labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
     if clusters == "neighbours":
-        graph = neighbour_graph(codes, num_neighbors)
-        if labels is None:
-            found = cut_graph(graph, size, num_starts=num_starts, balance=balance, seed=seed)
-            share = np.eye(size)[found.clusters]
-        else:
-            share = np.eye(size)[spread_labels(graph, labels, known, size, seed=seed).clusters]
+        parts = neighbour_parts(codes, size, labels, known, num_neighbors=num_neighbors,
+                                num_starts=num_starts, balance=balance, seed=seed)  # fmt: skip
+        share = np.eye(size)[parts]
     else:
         mixture = gmm(codes, size, seed, covariance, num_starts)
         share = mixture.predict_proba(codes)
