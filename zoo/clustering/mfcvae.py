@@ -222,8 +222,10 @@ def start_facets(
     if graph:
         drawn = predict(program, Mean(guide), data, f"z_{top}", num_samples=1, seed=seed)
         points, size = drawn.double().cpu().numpy(), len(program.facets[-1].logits)
-        parts = neighbour_parts(points, size, *known.get(f"c_{top}", ()), num_starts=num_starts,
-                                num_neighbors=num_neighbors, balance=balance, seed=seed)  # fmt: skip
+        parts = neighbour_parts(
+            points, size, *known.get(f"c_{top}", ()), num_starts=num_starts,
+            num_neighbors=num_neighbors, balance=balance, seed=seed,
+        )  # fmt: skip
         program.facets[-1].set_mixture(np.eye(size)[parts], points)
 
 
