@@ -127,10 +127,11 @@ class Model:
         if (start := self.start) is None:
             return None
         folder = chosen.get("folder")
-        where = {name: chosen[name] for name in ("compile", "device", "devices") if name in chosen}
+        where: dict[str, Any] = {"seed": seed, "progress": progress}
+        where |= {name: chosen[name] for name in ("compile", "device", "devices") if name in chosen}
         if folder is not None:
             where |= {"folder": Path(folder) / "start", "resume": chosen.get("resume", False)}
-        return lambda: start(batch, seed=seed, progress=progress, **where, **options)
+        return lambda: start(batch, **{**where, **options})
 
 
 @dataclass(frozen=True)
