@@ -233,6 +233,35 @@ def test_the_start_trains_the_top_path_alone_and_puts_mixtures_on_codes():
     assert "q.trunk.0.first.weight" in changed
 
 
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+def test_a_start_from_the_graph_of_the_top_facet(covariance):
+    torch.manual_seed(1)
+    program = MFCVAE(6, (3, 2), (2, 3), (8, 9), likelihood="normal", covariance=covariance)
+    guide = Ladder(program, ["x"], ["z_1", "z_2"], (8, 9), init_scale=0.5)
+    which = torch.arange(120) % 2
+    x = torch.randn(120, 6) * 0.2 + 3 * which.unsqueeze(-1)
+    data, below = Batch.of({"x": x}), program.facets[0].loc.clone()
+    start_facets(program, guide, data, epochs=30, batch_size=20, lr=0.01, clusters="neighbours")
+    assert program.decoder.gate.tolist() == [0.0, 1.0]
+    assert not torch.equal(program.facets[0].loc, below)  # on the codes of the lower facet
+    guide.eval()
+    codes, top = guide.distribution("z_2", data).mean, program.facets[1]
+    found = dist.Categorical(logits=top.logits).probs
+    torch.testing.assert_close(found, torch.full((2,), 0.5))
+    means = torch.stack([codes[which == k].mean(0) for k in (0, 1)])
+    order = [int((top.loc - mean).norm(dim=1).argmin()) for mean in means]
+    assert sorted(order) == [0, 1]
+    torch.testing.assert_close(top.loc[order], means, rtol=1e-3, atol=1e-4)
+    spread = torch.stack([codes[which == k].T.cov(correction=0) for k in (0, 1)])
+    scale = top.scale[order]
+    if covariance == "full":
+        torch.testing.assert_close(scale @ scale.mT, spread, rtol=1e-2, atol=1e-4)
+    else:
+        torch.testing.assert_close(scale**2, spread.diagonal(dim1=1, dim2=2), rtol=1e-2, atol=1e-4)
+    with pytest.raises(ValueError, match="clusters is 'mixture' or 'neighbours', got 'graph'"):
+        start_facets(program, guide, data, epochs=1, clusters="graph")
+
+
 def test_known_clusters_start_at_their_codes():
     program, guide = make()
     x = torch.cat([torch.rand(30, 6), 5 + torch.rand(30, 6)])

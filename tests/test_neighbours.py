@@ -64,6 +64,26 @@ def test_parts_are_the_moons_where_a_mixture_fails(moons):
     assert (found.share.argmax(1) == found.clusters).mean() > 0.99
 
 
+@pytest.mark.parametrize("num_clusters", [2, 3, 5, 8])
+def test_clusters_that_no_link_joins(num_clusters):
+    """As many equal eigenvalues, one of whose vectors alone the iteration finds."""
+    labels = np.arange(400) % num_clusters
+    points = np.random.default_rng(0).normal(size=(400, 3)) + 30 * labels[:, None]
+    found = cut_graph(neighbour_graph(points, 10), num_clusters)
+    assert found.cut == 0
+    assert metrics.hungarian_accuracy(labels, found.clusters) == 1
+    more = cut_graph(neighbour_graph(points, 10), num_clusters + 2)  # of which some are split
+    assert all(len(set(labels[more.clusters == k])) == 1 for k in range(num_clusters + 2))
+
+
+def test_islands_are_no_clusters(moons):
+    points, labels = moons
+    island = np.full((20, 2), 9.0) + np.random.default_rng(0).normal(size=(20, 2))
+    graph = neighbour_graph(np.concatenate([points, island]), 7)
+    found = cut_graph(graph, 2, balance=1.0)
+    assert metrics.hungarian_accuracy(labels, found.clusters[:600]) > 0.99
+
+
 def test_labels_spread_as_the_dense_solution(moons):
     points, labels = moons
     graph = neighbour_graph(points, 10)

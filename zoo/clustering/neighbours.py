@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse.linalg import cg, eigsh
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import LinearOperator, cg, eigsh
 from scipy.special import xlogy
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
@@ -120,9 +121,7 @@ def cut_graph(
             f"{num_clusters} clusters need at least {most + 1} rows, got {graph.shape[0]}"
         )
     generator = np.random.default_rng(seed)
-    first = generator.normal(size=graph.shape[0])
-    _, vectors = eigsh(_normalised(graph), k=most, which="LA", tol=1e-4, v0=first)
-    vectors = vectors[:, ::-1]
+    vectors = _leading(graph, num_clusters, most, generator.normal(size=graph.shape[0]))
     found: list[tuple[float, Array]] = []
     for count in range(num_clusters, most + 1):
         some = vectors[:, :count]
@@ -220,6 +219,31 @@ def _uneven(clusters: Array, num_clusters: int) -> float:
     """ln K less the entropy of the clusters' sizes, in nats."""
     share = np.bincount(clusters, minlength=num_clusters) / len(clusters)
     return float(np.log(num_clusters) + xlogy(share, share).sum())
+
+
+def _leading(graph: Any, num_clusters: int, count: int, first: Array) -> Array:
+    """Leading eigenvectors of the normalised graph, ``(N, count)``, from the iterate ``first``.
+
+    Parts of the graph that no link joins have the same eigenvalue, one, of whose vectors the
+    iteration finds a single one.  They are put in by hand for parts of at least half an even share
+    of the rows; smaller ones are islands, not clusters.
+    """
+    matrix = _normalised(graph)
+    parts = connected_components(graph)[1]
+    large = np.flatnonzero(np.bincount(parts) >= len(parts) / (2 * num_clusters))
+    if len(large) < 2:
+        return eigsh(matrix, k=count, which="LA", tol=1e-4, v0=first)[1][:, ::-1]
+    known = np.sqrt(np.asarray(graph.sum(1))) * (parts[:, None] == large[:count])
+    known /= np.linalg.norm(known, axis=0)
+    if (left := count - known.shape[1]) == 0:
+        return known
+
+    def rest(vector: Array) -> Array:
+        return matrix @ vector - 2 * known @ (known.T @ vector)
+
+    others = LinearOperator(matrix.shape, matvec=rest, dtype=matrix.dtype)
+    found = eigsh(others, k=left, which="LA", tol=1e-4, v0=first)[1][:, ::-1]
+    return np.concatenate([known, found], 1)
 
 
 def _normalised(graph: Any) -> Any:
