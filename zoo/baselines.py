@@ -29,6 +29,10 @@ Covariance: TypeAlias = Literal["full", "diag"]
 Loss: TypeAlias = Literal["bernoulli", "mse"]
 
 ENCODE_BATCH = 4096
+NAMES = {  # as tables show them
+    "kmeans": "k-means", "gmm": "GMM", "ae_kmeans": "AE+k-means", "ae_gmm": "AE+GMM",
+    "mean": "mean", "knn": "knn", "iterative": "iterative",
+}  # fmt: skip
 
 
 class Autoencoder(nn.Module):
@@ -170,29 +174,6 @@ def train_autoencoder(
     return model.eval()
 
 
-def ae_gmm(
-    codes: Array, num_clusters: int, seed: int, covariance: Covariance = "full", n_init: int = 10
-) -> GaussianMixture:
-    """Fit a mixture of Gaussians to the codes of an autoencoder.
-
-    Args:
-        codes: What :meth:`Autoencoder.encode` returned, shape ``(N, latent_dim)``.
-        num_clusters: How many components.
-        seed: The seed of the starts.
-        covariance: ``"full"`` or ``"diag"``.
-        n_init: How many starts, of which the likeliest fit is returned.
-
-    Returns:
-        scikit-learn's mixture, see :func:`gmm`.
-    """
-    return gmm(codes, num_clusters, seed, covariance, n_init)
-
-
-def ae_kmeans(codes: Array, num_clusters: int, seed: int) -> NDArray[np.float64]:
-    """Cluster the codes of an autoencoder by k-means; see :func:`kmeans`."""
-    return kmeans(codes, num_clusters, seed)
-
-
 def clustering_baselines(
     x: Array,
     labels: Array | None,
@@ -203,7 +184,7 @@ def clustering_baselines(
     epochs: int = 100,
     device: str | torch.device = "cpu",
 ) -> dict[str, dict[str, float]]:
-    """Score k-means on the data, and a Gaussian mixture on codes of an autoencoder.
+    """Score k-means and a Gaussian mixture, on the data and on codes of an autoencoder.
 
     Args:
         x: Data, shape ``(N, columns)``, from 0 to 1 or uint8.
@@ -216,27 +197,29 @@ def clustering_baselines(
         device: Where to train the autoencoder.
 
     Returns:
-        Under ``"kmeans"`` and ``"ae_gmm"``, the entries of
-        :func:`pyrozoo.inference.metrics.clustering_report`, or ``clusters_used`` alone where
-        there are no labels. Besides, for k-means ``mean_squared_distance`` to the nearest
-        centre, and for the mixture ``log_likelihood``, the mean over data of the log density of
-        the codes, which can be compared only between mixtures on the same codes.
+        Under ``"kmeans"``, ``"gmm"`` (diagonal covariances, one start, as data may have many
+        columns), ``"ae_kmeans"`` and ``"ae_gmm"`` (full ones, the likeliest of ten starts), the
+        entries of :func:`pyrozoo.inference.metrics.clustering_report`, or ``clusters_used`` alone
+        where there are no labels. Besides, for k-means ``mean_squared_distance`` to the nearest
+        centre, and for mixtures ``log_likelihood``, the mean over data of the log density, which
+        can be compared only between mixtures on the same data or codes.
     """
-    data = _data(x)
-    centres = _fit_kmeans(data, num_clusters, seed)
     model = train_autoencoder(x, hidden, latent_dim, epochs, seed=seed, device=device)
-    codes = model.encode(x).double().numpy()
-    mixture = ae_gmm(codes, num_clusters, seed)
-    return {
-        "kmeans": {
+    found = {}
+    for prefix, rows in (("", _data(x)), ("ae_", model.encode(x).double().numpy())):
+        centres = _fit_kmeans(rows, num_clusters, seed)
+        found[f"{prefix}kmeans"] = {
             **_scores(labels, np.eye(num_clusters)[centres.labels_]),
-            "mean_squared_distance": float(centres.inertia_ / len(data)),
-        },
-        "ae_gmm": {
-            **_scores(labels, mixture.predict_proba(codes)),
-            "log_likelihood": float(mixture.score(codes)),
-        },
-    }
+            "mean_squared_distance": float(centres.inertia_ / len(rows)),
+        }
+        mixture = (
+            gmm(rows, num_clusters, seed) if prefix else gmm(rows, num_clusters, seed, "diag", 1)
+        )
+        found[f"{prefix}gmm"] = {
+            **_scores(labels, mixture.predict_proba(rows)),
+            "log_likelihood": float(mixture.score(rows)),
+        }
+    return found
 
 
 def imputers(table: NDArray[Any], seed: int) -> dict[str, NDArray[np.float64]]:

@@ -119,6 +119,7 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
     schema = None
     if facts["schema"] is not None:
         from pyrozoo.zoo import tables
+from pyrozoo.zoo.baselines import NAMES
 
         try:
             schema = tables.Schema.from_json(facts["schema"])
@@ -197,7 +198,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
         path, run.result, data, labels=labels, label_names=run.facts["label_names"],
         images={n: tuple(s) for n, s in run.facts["images"].items()}, columns=_names(run),
         cluster="y" if run.finite else None,
-        baselines={k: v for k, v in run.figures.items() if isinstance(v, dict)},
+        baselines={NAMES.get(k, k): v for k, v in run.figures.items() if isinstance(v, dict)},
         title=f"{spec['method']} on {source}", facts=facts,
         classes=run.supervised and run.finite and labels is not None, track=run.track,
     )  # fmt: skip

@@ -277,8 +277,8 @@ def rivals(
 ) -> dict[str, dict[str, float]]:
     """Plain methods on the same rows, where there are any for the task.
 
-    Images to cluster: k-means, and autoencoder + mixture.  Tables: each of scikit-learn's imputers,
-    followed by a mixture of Gaussians with as many components.  Facets: k-means with the clusters
+    Images to cluster: k-means and a mixture, on pixels and on codes of an autoencoder.  Tables:
+    each of scikit-learn's imputers, followed by a mixture of Gaussians with as many components.  Facets: k-means with the clusters
     of the largest, fitted to the training rows.  None for rows on disk.
     """
     clusters = model.options.get("num_clusters")
