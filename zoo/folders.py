@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pyrozoo.inference import Batch, Result, Tracker, checkpoint
 from pyrozoo.inference.reports import report
+from pyrozoo.zoo.baselines import NAMES
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.safety import inside, read_facts, read_figures, write_json
 from pyrozoo.zoo.tasks import Task
@@ -119,7 +120,6 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
     schema = None
     if facts["schema"] is not None:
         from pyrozoo.zoo import tables
-from pyrozoo.zoo.baselines import NAMES
 
         try:
             schema = tables.Schema.from_json(facts["schema"])

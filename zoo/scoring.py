@@ -278,8 +278,9 @@ def rivals(
     """Plain methods on the same rows, where there are any for the task.
 
     Images to cluster: k-means and a mixture, on pixels and on codes of an autoencoder.  Tables:
-    each of scikit-learn's imputers, followed by a mixture of Gaussians with as many components.  Facets: k-means with the clusters
-    of the largest, fitted to the training rows.  None for rows on disk.
+    each of scikit-learn's imputers, followed by a mixture of Gaussians with as many components.
+    Facets: k-means with the clusters of the largest, fitted to the training rows.  None for rows on
+    disk.
     """
     clusters = model.options.get("num_clusters")
     if "y" in task.train or isinstance(task.train, Stored):
