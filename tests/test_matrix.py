@@ -1,6 +1,7 @@
 """The matrix methods x guides: made once, gone on with, empty cells with reasons."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ TINY = Effort(20, 10, 0, sbc_datasets=0, reference_rows=0)
 def test_matrix_is_resumed_and_says_why_cells_are_empty(tmp_path, monkeypatch):
     options = {"effort": TINY, "epochs": 1, "options": {"hidden": [8]}}
     methods, guides = ["vae", "dec"], ["default", "full", "delta"]
-    table = matrix.matrix(tmp_path, methods, guides, **options)
+    table = matrix.markdown(matrix.matrix(tmp_path, methods, guides, **options))
     lines = table.splitlines()
     assert lines[0] == "| method | default | full | delta |"
     assert lines[2].startswith("| vae | -")
@@ -29,9 +30,30 @@ def test_matrix_is_resumed_and_says_why_cells_are_empty(tmp_path, monkeypatch):
         raise AssertionError("a cell was made again")
 
     monkeypatch.setattr(comparing, "compare_method", never)
-    assert matrix.matrix(tmp_path, methods, guides, **options) == table
+    assert matrix.markdown(matrix.matrix(tmp_path, methods, guides, **options)) == table
     with pytest.raises(AssertionError, match="made again"):
         matrix.matrix(tmp_path, methods, ["student"], **options)
+
+
+def test_ladder_shows_gaps_and_two_sample_tests(tmp_path):
+    effort = Effort(20, 10, 0, sbc_datasets=0, reference_rows=1, reference_draws=40)
+    cells = matrix.ladder(
+        tmp_path, ["mixture", "logistic"], ["full", "auto_mvn"], epochs=1, effort=effort
+    )
+    lines = matrix.markdown(cells).splitlines()
+    assert lines[0] == "| program | full | auto_mvn |"
+    assert lines[2].startswith("| mixture | 0.0000")
+    assert lines[2].endswith(" | [1] |")
+    gap, told = map(float, lines[3].split("|")[2].split("/"))
+    assert gap > 0
+    assert 0.3 < told <= 1
+    assert "no continuous latent site" in lines[-1]
+
+
+def test_stored_tables_are_those_of_the_readme():
+    text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for name in ("matrix", "ladder"):
+        assert matrix.markdown(matrix.stored(name)) in text
 
 
 def test_objectives_and_guides_have_names():

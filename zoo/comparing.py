@@ -218,7 +218,7 @@ def compare_rung(
     objectives: Sequence[str] | None = None,
     *,
     seeds: int = 1,
-    epochs: int = 1000,
+    epochs: int | None = None,
     lr: float = 5e-3,
     num_particles: int = 16,
     hidden: Sequence[int] = (64, 64),
@@ -226,6 +226,8 @@ def compare_rung(
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Compare guides on a program whose posterior is known (see :mod:`.truth`).
+
+    Without ``epochs`` it has those of the rung.
 
     The learning rate falls to zero in the course of the fit; every step sees all rows, with
     ``num_particles`` draws of each for the bounds: few draws settle on one of two modes,
@@ -236,7 +238,7 @@ def compare_rung(
 
     rung = truth.rung(name)
     batch = Batch.of(rung.data)
-    small = len(batch) <= 100
+    small, epochs = len(batch) <= 100, rung.epochs if epochs is None else epochs
     names = guides or [n for n in guide_names() if small or n not in AUTOGUIDES]
     losses = objectives or (["stl"] if rung.log_evidence is not None else ["elbo"])
     return compare(

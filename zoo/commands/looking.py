@@ -125,9 +125,8 @@ def compare(
     if truth:
         base = out or Path("runs") / "compare-truth"
         for one in rung or list(RUNGS):
-            more: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
             found = comparing.compare_rung(
-                one, wanted, losses, seeds=seeds, effort=effort, say=tell, **more
+                one, wanted, losses, seeds=seeds, epochs=epochs, effort=effort, say=tell
             )
             _leave(found, base / one)
         return

@@ -101,7 +101,7 @@ def mixture() -> Rung:
         return {"y": torch.multinomial(probs, n, True, generator=generator(seed)).T}
 
     return Rung(
-        "mixture", "finite mixture", program, {"x": x}, ("x",), "enumeration", draws,
+        "mixture", "finite mixture", program, {"x": x}, ("x",), "enumeration", draws, epochs=1,
         log_evidence=joint.logsumexp(-1),
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def hierarchy() -> Rung:
 
     return Rung(
         "hierarchy", "finite hierarchy", program, {"x_1": x[0], "x_2": x[1]}, ("x_1", "x_2"),
-        "enumeration", draws, log_evidence=joint.flatten(1).logsumexp(-1),
+        "enumeration", draws, epochs=1, log_evidence=joint.flatten(1).logsumexp(-1),
     )  # fmt: skip
 
 
@@ -229,6 +229,6 @@ def _on_a_grid(name: str, title: str, squared: bool, points: int, reach: float) 
         return {"z": (grid[cell] + step * jitter).float()}
 
     return Rung(
-        name, title, program, {"x": x}, ("x",), "quadrature", draws,
+        name, title, program, {"x": x}, ("x",), "quadrature", draws, epochs=2000,
         log_evidence=joint.logsumexp(-1) + 2 * math.log(step),
     )  # fmt: skip

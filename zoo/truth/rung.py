@@ -22,6 +22,7 @@ class Rung:
         given: the sites that an amortised guide reads.
         inputs: the keys of ``data`` that are no sites.
         how: how the truth is known.
+        epochs: for which guides are fitted, unless said otherwise.
         log_evidence: log p(observed) in nats, ``(rows,)``; None where it is not known.
         draws: ``draws(n, seed)``: n independent draws of every latent site from the posterior,
             ``(n, rows, *event)``, or ``(n, *event)`` for a site that all rows share.
@@ -35,4 +36,5 @@ class Rung:
     how: str
     draws: Callable[[int, int], Draws]
     inputs: tuple[str, ...] = ()
+    epochs: int = 1000
     log_evidence: Tensor | None = None
