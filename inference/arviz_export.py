@@ -87,11 +87,7 @@ def to_arviz(
     )
     groups = _groups(found, {name: list(names) for name, names in (dims or {}).items()})
     if not found.shared and not found.refusal:
-        own = any(role == "own" for role in found.plan.roles.values())  # rows cannot be sliced
-        chunk_size = len(found.known) * num_particles if own else None
-        evidence = log_evidence(
-            program, guide, data, num_particles, chunk_size=chunk_size, **options
-        ).cpu()
+        evidence = log_evidence(program, guide, data, num_particles, **options).cpu()
         groups["constant_data"]["log_evidence"] = ([DATA], evidence)
     labels = _labels(groups, coords or {})
     made = {

@@ -87,9 +87,7 @@ def log_evidence(
     found, fast = [], {}
     for p, q, batch, plan in slices(objective, program, guide, data, 1024, seed):
         refuse_shared(plan)
-        size = size or fitting(p, q, batch[:1])
-        rows, passes = max(1, size // num_particles), math.ceil(num_particles / size)
-        counts = [num_particles // passes + (i < num_particles % passes) for i in range(passes)]
+        rows, counts = portions(p, q, batch, plan, num_particles, size)
         with pyro.validation_enabled(False):
             for start in range(0, len(batch), rows):
                 piece, sums = batch[start : start + rows], []
@@ -101,6 +99,35 @@ def log_evidence(
                     sums.append(fast[key](piece))
                 found.append(torch.stack(sums).logsumexp(0) - math.log(num_particles))
     return torch.cat(found)
+
+
+def portions(
+    p: Observed, q: Observed, batch: Batch, plan: Plan, num_particles: int, size: int | None
+) -> tuple[int, list[int]]:
+    """How many rows are computed at once, and how many of their particles in each pass.
+
+    All rows, where the program has observed values of its own (``obs=``), which cannot be sliced.
+
+    Args:
+        p, q: the observed pair.
+        batch: the rows.
+        plan: of their sites.
+        num_particles: of each row.
+        size: rows x particles that are computed at once; default: see :func:`fitting`.
+    """
+    if "own" in plan.roles.values():
+        rows = len(batch)
+        most = max(1, size // rows) if size else fitting(p, q, batch)
+    else:
+        most = size or fitting(p, q, batch[:1])
+        rows = max(1, most // num_particles)
+    return rows, evenly(num_particles, most)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """A number in parts of at most so many, as equal as can be."""
+    parts = math.ceil(count / most)
+    return [count // parts + (i < count % parts) for i in range(parts)]
 
 
 def draw_log_weights(p: Observed, q: Observed, batch: Batch, count: int) -> Tensor:

@@ -22,6 +22,7 @@ from pyrozoo.inference import (
     predict,
     responsibilities,
 )
+from pyrozoo.inference.comparison.importance import importance_weights, joint_log_weights
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.semisupervised import M2
 
@@ -416,6 +417,42 @@ def test_auxiliary_sites_of_a_guide():
     close(log_evidence(program, Lifted(False), {"x": x}, 20_000), exact, 0.06)
     with pytest.raises(ValueError, match="'z' given its auxiliary site 'a'"):
         log_evidence(program, Lifted(True), {"x": x})
+
+
+class Own(nn.Module):
+    """A program with observed values of its own, which cannot be sliced."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = torch.linspace(-2, 2, 20)
+
+    def forward(self, batch):
+        with pyro.plate("data", len(self.x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=self.x)
+
+
+class OwnGuide(nn.Module):
+    def __init__(self, program):
+        super().__init__()
+        self.loc = program.x / 2
+
+    def forward(self, batch):
+        with pyro.plate("data", len(self.loc)):
+            pyro.sample("z", dist.Normal(self.loc, 0.5**0.5))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 30, 10_000])
+def test_observed_values_of_the_program_itself_are_not_sliced(chunk_size):
+    program = Own()
+    exact = dist.Normal(0.0, 2**0.5).log_prob(program.x)
+    options = {"chunk_size": chunk_size}
+    found = log_evidence(program, OwnGuide(program), Batch.of(20), 7, **options)
+    torch.testing.assert_close(found, exact)
+    weights = importance_weights(program, OwnGuide(program), Batch.of(20), 7, **options)
+    torch.testing.assert_close(weights, exact.expand(7, 20))
+    joint = joint_log_weights(program, OwnGuide(program), Batch.of(20), 7, **options)
+    torch.testing.assert_close(joint.float(), exact.sum().expand(7))
 
 
 def test_what_is_refused():

@@ -32,7 +32,7 @@ from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.terms import PARTICLES, nesting, run, sample_sites, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.drawing import draw, rows_first
-from pyrozoo.inference.evidence import fitting, refuse_shared
+from pyrozoo.inference.evidence import evenly, fitting, refuse_shared
 from pyrozoo.inference.graph import DATA, Graph, Site
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan
@@ -134,8 +134,7 @@ def draw_with_densities(
         if found is None:
             found = _begin(plan)
             fit = fitting(p, q, batch, LARGER)
-            passes = math.ceil(num_draws / fit)
-            counts = [num_draws // passes + (i < num_draws % passes) for i in range(passes)]
+            counts = evenly(num_draws, fit)
             once: list[dict[str, Tensor]] = [{} for _ in counts]
         with pyro.validation_enabled(False):
             parts = [

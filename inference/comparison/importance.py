@@ -26,7 +26,7 @@ from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.stock import stock
 from pyrozoo.inference.bounds.terms import run, same_scale, sample_sites, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
-from pyrozoo.inference.evidence import draw_log_weights, fitting, refuse_shared
+from pyrozoo.inference.evidence import draw_log_weights, evenly, fitting, portions, refuse_shared
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
 from pyrozoo.inference.plan import Plan, check_shapes, check_values
@@ -71,12 +71,10 @@ def importance_weights(
     found = []
     for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
         refuse_shared(plan)
-        size = size or fitting(p, q, batch[:1])
-        rows = max(1, size // num_particles)
+        rows, parts = portions(p, q, batch, plan, num_particles, size)
         with pyro.validation_enabled(False):
             for start in range(0, len(batch), rows):
                 piece = batch[start : start + rows]
-                parts = _parts(num_particles, size)
                 found.append(torch.cat([draw_log_weights(p, q, piece, count) for count in parts]))
     return torch.cat(found, 1)
 
@@ -118,15 +116,10 @@ def joint_log_weights(
             one = stock(plan, 1)
             draws = [-one.loss(p, q, batch) for _ in range(num_particles)]
             return torch.tensor(draws, dtype=torch.float64)
-        size = size or fitting(p, q, batch[:1])
+        most = fitting(p, q, batch) if size is None else max(1, size // len(batch))
         with pyro.validation_enabled(False):
-            parts = _parts(num_particles, max(1, size // len(batch)))
+            parts = evenly(num_particles, most)
             return torch.cat([_jointly(p, q, batch, count) for count in parts])
-
-
-def _parts(num_particles: int, size: int) -> list[int]:
-    passes = math.ceil(num_particles / size)
-    return [num_particles // passes + (i < num_particles % passes) for i in range(passes)]
 
 
 def _jointly(p: Observed, q: Observed, batch: Batch, count: int) -> Tensor:
