@@ -15,13 +15,15 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints as pyro_constraints
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform, Transform
 
-from pyrozoo.inference.graph import Site
+from pyrozoo.inference.graph import Site, innermost
 from pyrozoo.zoo.networks import MLP, positive_scale
 
+CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises)
 BOUNDS = ("lower_bound", "upper_bound")
 
 
@@ -103,6 +105,12 @@ def steady(site: Site) -> Any:
     """
     support = site.fn.support
     base = getattr(support, "base_constraint", support)
+    if isinstance(innermost(site.fn), CIRCULAR):  # periodic, with a support declared as real
+        circle = constraints.interval(-math.pi, math.pi)
+        depth = len(site.event_shape)
+        return constraints.independent(circle, depth) if depth else circle
+    if is_real(support) and (image := _image(site.fn)) is not None:
+        base, support = image, constraints.independent(image, support.event_dim)
     bounds = {n: v for n in BOUNDS if isinstance(v := getattr(base, n, None), Tensor)}
     if not bounds:
         return support
@@ -121,6 +129,33 @@ def steady(site: Site) -> Any:
     base = type(base)(*new)
     depth = support.event_dim - base.event_dim
     return constraints.independent(base, depth) if depth else base
+
+
+def _image(fn: Any) -> Any:
+    """Where the transforms of a distribution take its base, if that is less than the real line.
+
+    The declared support is that of the last transform, the real line for an affine one.
+    """
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    if not isinstance(fn, torch.distributions.TransformedDistribution):
+        return None
+    start = fn.base_dist.support
+    low, high = getattr(start, "lower_bound", -math.inf), getattr(start, "upper_bound", math.inf)
+    known = (constraints.real, constraints.positive, constraints.unit_interval)
+    if not isinstance(start, tuple(map(type, known))) or any(
+        t.domain.event_dim for t in fn.transforms
+    ):
+        return None
+    ends = [torch.as_tensor(end, dtype=torch.get_default_dtype()) for end in (low, high)]
+    for transform in fn.transforms:
+        ends = [detach_provenance(transform(end)) for end in ends]
+    lower, upper = torch.minimum(*ends), torch.maximum(*ends)
+    if lower.isfinite().all() and upper.isfinite().all():
+        return constraints.interval(lower, upper)
+    if lower.isfinite().all():
+        return constraints.greater_than(lower)
+    return constraints.less_than(upper) if upper.isfinite().all() else None
 
 
 def _moving(site: Site) -> str:

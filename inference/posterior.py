@@ -199,6 +199,15 @@ def _responsibilities(
             )
             mask = torch.as_tensor(counts, device=own.device).reshape(-1, 1)
             probs = torch.where(mask, own, probs)
+    if probs.shape != (rows, len(support)) or not torch.allclose(
+        probs.sum(1), probs.new_ones(()), atol=1e-3
+    ):
+        raise ValueError(
+            f"the probabilities of site {name!r} do not fit {rows} rows and {len(support)} values:"
+            " draws come in dimensions to the left, and the program does not count its own from"
+            " the right; write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is"
+            " drawn, and dim=-1 for dim=1"
+        )
     if bool(known.any()):
         value = batch[name].to(support.dtype)
         event = tuple(range(2, 2 + len(site.event_shape)))

@@ -194,7 +194,7 @@ class EnumELBO(TraceEnum_ELBO):
 
     def unsupported(self, plan: Plan) -> str:
         """Why the row-wise bound does not cover a program or guide ('' if it does)."""
-        return _outside(plan, self._reparameterised)
+        return _outside(plan, self._reparameterised and torch.is_grad_enabled())
 
     def trace(self, p: Observed, q: Observed, batch: Batch) -> Terms:
         """Run the guide, then the program at its draws; take the two traces apart."""

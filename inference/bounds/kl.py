@@ -24,7 +24,7 @@ from torch.distributions import kl_divergence
 
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.terms import same_scale
-from pyrozoo.inference.graph import undisturbed
+from pyrozoo.inference.graph import Watch, undisturbed
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
 
@@ -59,7 +59,7 @@ def _reason(plan: Plan, name: str, masked: frozenset[str]) -> str:
     if _has(q.fn, Delta):
         return "a point mass is its own draw"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Watch():  # their parameters have marks
             kl_divergence(q.fn, p.fn)
     except NotImplementedError:
         return f"no closed form for {type(q.fn).__name__} and {type(p.fn).__name__}"
