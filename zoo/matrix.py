@@ -155,9 +155,9 @@ def _rung(figures: Mapping[str, float]) -> str:
 NOTES = {
     "matrix": "Test ELBO in nats per datum (importance weighted bound of 1,000 draws, rows with"
     " k-hat above 0.7) on {data}, {epochs} epochs, seed {seed}.",
-    "ladder": "Log-evidence (known on the first five, else the tightest bound at hand) less ELBO, in"
-    " nats per datum / accuracy of a classifier between draws of the guide and of the posterior (0.5"
-    " is right), seed {seed}.",
+    "ladder": "Log-evidence (known on the first five, else the tightest bound at hand) less ELBO,"
+    " in nats per datum / accuracy of a classifier between draws of the guide and of the posterior"
+    " (0.5 is right), seed {seed}.",
 }
 
 
