@@ -43,7 +43,7 @@ def slices(
             plan = p.pairing.plan(batch)
             check_shapes(plan.program, batch)
             check_values(plan, batch)
-            if reason := objective.unsupported(plan):
+            if reason := objective.unsupported(plan, gradient=False):
                 raise ValueError(f"{reason}: use pyro.infer.Predictive or infer_discrete for it")
             yield p, q, batch, plan
 

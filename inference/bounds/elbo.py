@@ -192,9 +192,9 @@ class EnumELBO(TraceEnum_ELBO):
             self._pairs[key] = pair(program, guide, self.inputs, self.replace)
         return self._pairs[key]
 
-    def unsupported(self, plan: Plan) -> str:
-        """Why the row-wise bound does not cover a program or guide ('' if it does)."""
-        return _outside(plan, self._reparameterised and torch.is_grad_enabled())
+    def unsupported(self, plan: Plan, gradient: bool = True) -> str:
+        """Why the row-wise bound, or its gradient, does not cover a pair ('' if it does)."""
+        return _outside(plan, gradient and self._reparameterised)
 
     def trace(self, p: Observed, q: Observed, batch: Batch) -> Terms:
         """Run the guide, then the program at its draws; take the two traces apart."""
