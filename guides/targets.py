@@ -21,7 +21,10 @@ def graphs_of(program: Any, example: Any, given: Sequence[str] | None) -> tuple[
     Raises:
         ValueError: the runs do not draw the same sites.
     """
-    batch = Batch.of(2 if example is None else example)[:2]
+    whole = Batch.of(2 if example is None else example)
+    batch = whole[:2]
+    if _grows(program, whole):
+        batch = whole
     graphs = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):
@@ -41,6 +44,22 @@ def graphs_of(program: Any, example: Any, given: Sequence[str] | None) -> tuple[
     if extra:
         first = dataclasses.replace(first, sites={**extra, **first.sites}, _below={})
     return first, second
+
+
+def _grows(program: Any, batch: Batch) -> bool:
+    """Whether a site that all rows share has an entry for each row."""
+    few, more = (read_graph(program, batch[:n]) if len(batch) >= n else None for n in (2, 3))
+    if few is None or more is None or not any(_shared(site) for site in few.sites.values()):
+        return False
+    return any(
+        name in more.sites and site.event_shape != more.sites[name].event_shape
+        for name, site in few.sites.items()
+        if _shared(site)
+    )
+
+
+def _shared(site: Site) -> bool:
+    return site.kind == "sample" and not site.local
 
 
 def _value(name: str, batch: Batch) -> Site:
@@ -98,7 +117,7 @@ def find_given(graph: Graph, given: Sequence[str] | None, example: Any) -> tuple
 
 
 def _below(graph: Graph, name: str) -> bool:
-    return any(graph.sites[n].kind != "deterministic" for n in graph.descendants(name))
+    return bool(graph.descendants(name))
 
 
 def find_targets(

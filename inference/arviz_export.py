@@ -6,7 +6,8 @@ x_n all that is observed in the row, at draws (g, l) of the guide:
 ===================== ==========================================================================
 group                 variables, with dimensions
 ===================== ==========================================================================
-posterior             latent sites: ``(chain, draw, data, *)``, shared ones ``(chain, draw, *)``
+posterior             latent and deterministic sites: ``(chain, draw, data, *)``, those that all
+                      rows share ``(chain, draw, *)``
 posterior_predictive  leaves, observed or not, generated anew at these draws
 log_likelihood        log p(x_n | g), the latent sites of the row integrated out: ``(chain, draw,
                       data)``; only with g, and for rows in which anything is observed
@@ -155,7 +156,8 @@ def _groups(found: Drawn, dims: dict[str, list[str]]) -> dict[str, dict[str, Lab
     plan, sample = found.plan, ["chain", "draw"]
     graph, roles = plan.program, plan.roles
     for name, names in dims.items():
-        event = graph.sites[name].event_shape if name in roles else None
+        known = name in roles or name in plan.computed
+        event = graph.sites[name].event_shape if known else None
         if event is None or len(names) != len(event):
             what = "no site" if event is None else f"an event of shape {tuple(event)}"
             raise ValueError(f"dims names the dimensions of {what}: {name!r} has {names}")

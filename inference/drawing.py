@@ -5,21 +5,22 @@ What both :mod:`.posterior` and the diagnostics (:mod:`.comparison`) draw with.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import Factor, expectations, sum_out
-from pyrozoo.inference.bounds.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
+from pyrozoo.inference.bounds.runs import in_particles, nesting, one_by_one, sample_sites
+from pyrozoo.inference.bounds.terms import Terms, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.graph import DATA, Site
 from pyrozoo.inference.observing import Observed
@@ -55,6 +56,33 @@ class _Fix(Messenger):
         msg["value"], msg["done"] = value, True
 
 
+class Draws(NamedTuple):
+    """Draws of a site, and the distributions that they are from, one for each run."""
+
+    values: Tensor  # (samples, *plates, *event)
+    fns: list[Any]
+
+    def each(self, value: Callable[[Tensor, Any], tuple[Tensor, int]]) -> tuple[Tensor, int]:
+        """What a function gives of the values and the distribution of each run, put together.
+
+        The function gives a tensor and the number of its event dims; so does this.
+        """
+        parts = zip(self.values.chunk(len(self.fns)), self.fns, strict=True)
+        found, event_dims = zip(*(value(*part) for part in parts), strict=True)
+        dims = self.values.dim() - self.fns[0].event_dim + event_dims[0]
+        spread = [v.reshape((1,) * (dims - v.dim()) + v.shape) for v in found]
+        return torch.cat(spread), event_dims[0]
+
+
+@dataclass
+class _Started:
+    """What the guide has drawn, and what has been summed given it; by name, as the run has it."""
+
+    drawn: dict[str, Tensor]
+    fns: dict[str, Any]
+    terms: Terms | None = None
+
+
 def draw(
     p: Observed,
     q: Observed,
@@ -63,60 +91,60 @@ def draw(
     num_samples: int,
     wanted: Collection[str],
     importance: bool = False,
-) -> dict[str, tuple[Tensor, Any]]:
-    """Draws ``(samples, *plates, *event)`` of the wanted sites, and perhaps of others before them,
-    with the distributions they are from.
+) -> dict[str, Draws]:
+    """Draws of the wanted sites, and perhaps of others before them.
 
     All draws are made in one run; one by one if the program or the guide cannot do with the
     dimension that this takes (weights that are drawn and given to a layer, for example).
     """
     if not wanted:
         return {}
-    try:
-        plate = pyro.plate(PARTICLES, num_samples, dim=-1 - nesting(plan))
-        return _at_once(p, q, batch, plan, num_samples, wanted, importance, plate)
-    except (RuntimeError, IndexError, ValueError):
-        if importance:
-            raise
-        single = functools.partial(_at_once, p, q, batch, plan, 1, wanted, False)
-        singles = [single(_alone) for _ in range(num_samples)]
-    found = {}
-    for name in singles[0]:
-        values = torch.cat([single[name][0] for single in singles])
-        event_dim = singles[0][name][1].event_dim
-        found[name] = (values, dist.Delta(values, event_dim=event_dim))
-    return found
+    needed = {*wanted, *(touching(plan) if _sums(plan, batch, wanted) else ())}
+    part = p if importance else observed_until(p, needed, plan)
+    alone = num_samples == 1 or bool(one_by_one(part, batch))
+    times, count = (num_samples, 1) if alone else (1, num_samples)
+    starts = [_start(p, q, batch, plan, count, wanted, importance) for _ in range(times)]
+    if importance:
+        _resample(starts, plan)
+    runs = [_finish(p, batch, plan, count, wanted, start) for start in starts]
+    return {
+        name: Draws(torch.cat([run[name][0] for run in runs]), [run[name][1] for run in runs])
+        for name in runs[0]
+    }
 
 
-def _alone(net: Any) -> Any:
-    return net
-
-
-def _at_once(
+def _start(
     p: Observed,
     q: Observed,
     batch: Batch,
     plan: Plan,
-    num_samples: int,
+    count: int,
     wanted: Collection[str],
     importance: bool,
-    particles: Callable[[Any], Any],
-) -> dict[str, tuple[Tensor, Any]]:
-    """The same, in one run; the dimension of the draws comes of the plate ``particles``, if any."""
+) -> _Started:
+    """Run the guide, and the program as far as it is needed to draw what is summed."""
     depth = nesting(plan)
-    guide_trace = poutine.trace(particles(q)).get_trace(batch)
+    guide_trace = poutine.trace(in_particles(q, plan, count)).get_trace(batch)
     proposed = sample_sites(guide_trace)
-    drawn = {n: s["value"] for n, s in proposed.items() if n in plan.program.sites}
-    fns = {n: s["fn"] for n, s in proposed.items()}
-    if importance or _read(plan, batch, wanted).intersection(plan.summed):
+    started = _Started(
+        {n: s["value"] for n, s in proposed.items() if n in plan.program.sites},
+        {n: s["fn"] for n, s in proposed.items()},
+    )
+    if importance or _sums(plan, batch, wanted):
         whole = p if importance else observed_until(p, touching(plan), plan)
-        program = particles(EnumMessenger(-2 - depth)(whole))
+        program = in_particles(EnumMessenger(-2 - depth)(whole), plan, count)
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
-        terms = take_apart(plan, sample_sites(trace), proposed, len(batch), num_samples)
-        drawn |= draw_summed(terms, depth)
-        if importance:
-            drawn = _resample(drawn, terms, depth)
-            fns = {}
+        started.terms = take_apart(plan, sample_sites(trace), proposed, len(batch), count)
+        for name, value in draw_summed(started.terms, depth).items():
+            started.drawn[name] = value[0] if count == 1 else value
+    return started
+
+
+def _finish(
+    p: Observed, batch: Batch, plan: Plan, count: int, wanted: Collection[str], start: _Started
+) -> dict[str, tuple[Tensor, Any]]:
+    """Run the program at what has been drawn: ``(count, *plates, *event)``, and distributions."""
+    drawn, depth = dict(start.drawn), nesting(plan)
     for name in plan.observed:  # inner sites keep what is known; leaves are generated anew
         site = plan.program.sites[name]
         if plan.roles[name] == "given" and not is_leaf(plan, name):
@@ -124,20 +152,44 @@ def _at_once(
     for name in list(drawn):
         if plan.roles.get(name) in ("given", "masked", "pruned") and is_leaf(plan, name):
             del drawn[name]
-    if particles is _alone:  # summed sites come with a dimension of draws
-        drawn = {n: v[0] if n not in proposed and n in plan.summed else v for n, v in drawn.items()}
     with _Fix(drawn, plan, batch):
-        trace = poutine.trace(particles(until(p.module, wanted, plan))).get_trace(batch)
+        net = in_particles(until(p.module, wanted, plan), plan, count)
+        trace = poutine.trace(net).get_trace(batch)
     found = {}
-    for name, site in sample_sites(trace).items():
-        if plan.program.sites[name].kind == "sample":
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        own = plan.program.sites[name]
+        if own.kind == "deterministic" and name in wanted:
+            found[name] = _computed(own, site["value"], count, depth)
+        elif own.kind == "sample":
             value = site["value"].expand(site["fn"].batch_shape + site["fn"].event_shape)
-            if particles is _alone:
-                lead = depth - len(site["fn"].batch_shape)
-                value = value.reshape(1, *[1] * lead, *value.shape)
-            fn = fns.get(name) if name in drawn else site["fn"]
+            if count == 1:
+                value = with_draws(value, depth, site["fn"].event_dim)
+            fn = start.fns.get(name) if name in drawn else site["fn"]
             found[name] = (value, fn or dist.Delta(value, event_dim=site["fn"].event_dim))
     return found
+
+
+def _computed(site: Site, value: Tensor, count: int, depth: int) -> tuple[Tensor, Any]:
+    """The value of a deterministic site, the same for all draws if it depends on none."""
+    event_dim = len(site.event_shape)
+    split = value.dim() - event_dim
+    if not site.dims and value.shape[:split].numel() == count:  # its event may be of plates
+        value = value.reshape((count,) + (1,) * depth + value.shape[split:])
+    value = with_draws(value, depth, event_dim)
+    value = value.expand(count, *value.shape[1:])
+    return value, dist.Delta(value, event_dim=event_dim)
+
+
+def with_draws(value: Tensor, depth: int, event_dim: int) -> Tensor:
+    """``(*plates, *event)`` as one draw, ``(1, *plates, *event)`` with all plates of the pair."""
+    return value.reshape((1,) * (1 + depth + event_dim - value.dim()) + value.shape)
+
+
+def _sums(plan: Plan, batch: Batch, wanted: Collection[str]) -> bool:
+    """Whether sites are drawn from exact conditionals."""
+    return not _read(plan, batch, wanted).isdisjoint(plan.summed)
 
 
 def _read(plan: Plan, batch: Batch, wanted: Collection[str]) -> set[str]:
@@ -152,22 +204,28 @@ def _read(plan: Plan, batch: Batch, wanted: Collection[str]) -> set[str]:
     return found
 
 
-def _resample(drawn: dict[str, Tensor], terms: Terms, depth: int) -> dict[str, Tensor]:
+def _resample(starts: list[_Started], plan: Plan) -> None:
     """Draw the particles of each row again, in proportion to their importance weights."""
-    for name in drawn:
-        if not terms.plan.program.sites[name].local:
+    for name in starts[0].drawn:
+        if not plan.program.sites[name].local:
             raise ValueError(f"importance weights by row: site {name!r} is shared by all rows")
-    chosen = dist.Categorical(logits=log_weights(terms).T).sample((terms.num_particles,))
+    terms = [start.terms for start in starts if start.terms is not None]
+    weights, depth = torch.cat([log_weights(t) for t in terms]), nesting(plan)
+    (count, rows), one = weights.shape, terms[0].num_particles == 1
+    chosen = dist.Categorical(logits=weights.T).sample((count,))
     plates = [1] * depth
-    plates[terms.data_dim] = terms.rows
-    index = chosen.reshape(terms.num_particles, *plates)
-    again = {}
-    for name, value in drawn.items():
-        event_dim = terms.plan.program.sites[name].fn.event_dim
-        whole = value.expand(terms.num_particles, *value.shape[1:])
+    plates[terms[0].data_dim] = rows
+    index = chosen.reshape(count, *plates)
+    for name in starts[0].drawn:
+        values = [start.drawn[name] for start in starts]
+        event_dim = plan.program.sites[name].fn.event_dim
+        whole = torch.cat([with_draws(value, depth, event_dim) for value in values])
         full = index.reshape(index.shape + (1,) * event_dim)
-        again[name] = whole.take_along_dim(full, -1 - depth - event_dim)
-    return again
+        again = whole.expand(count, *whole.shape[1:]).take_along_dim(full, -1 - depth - event_dim)
+        for i, start in enumerate(starts):
+            start.drawn[name] = again[i].reshape(values[i].shape) if one else again
+    for start in starts:
+        start.fns = {}
 
 
 def draw_summed(terms: Terms, depth: int) -> dict[str, Tensor]:

@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.bounds.terms import run, sample_sites, take_apart
+from pyrozoo.inference.bounds.runs import one_by_one, run, sample_sites
+from pyrozoo.inference.bounds.terms import take_apart
 from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.graph import innermost
 from pyrozoo.inference.observing import Net, Observed
@@ -106,7 +107,8 @@ def portions(
 ) -> tuple[int, list[int]]:
     """How many rows are computed at once, and how many of their particles in each pass.
 
-    All rows, where the program has observed values of its own (``obs=``), which cannot be sliced.
+    All rows, where the program has observed values of its own (``obs=``), which cannot be sliced,
+    and where draws have to be run one by one.
 
     Args:
         p, q: the observed pair.
@@ -115,9 +117,10 @@ def portions(
         num_particles: of each row.
         size: rows x particles that are computed at once; default: see :func:`fitting`.
     """
-    if "own" in plan.roles.values():
+    if "own" in plan.roles.values() or one_by_one(p, batch):
         rows = len(batch)
-        most = max(1, size // rows) if size else fitting(p, q, batch)
+        most = fitting(p, q, batch)
+        most = min(most, max(1, size // rows)) if size else most
     else:
         most = size or fitting(p, q, batch[:1])
         rows = max(1, most // num_particles)
@@ -213,11 +216,15 @@ class _Sizes(TorchDispatchMode):
 def fitting(p: Observed, q: Observed, rows: Batch, larger: float = 1.0) -> int:
     """How many particles for all of these rows make the widest tensor as large as it may be.
 
+    One, if draws have to be run one by one.
+
     Args:
         p, q: the observed pair.
         rows: which; a single one gives the number of rows x particles.
         larger: how much wider than what suits importance weights alone.
     """
+    if one_by_one(p, rows):
+        return 1
     found = []
     for count in (2, 3):
         with _Sizes() as sizes:

@@ -116,11 +116,11 @@ class Graph:
     _below: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def descendants(self, name: str) -> frozenset[str]:
-        """The sites that depend on ``name``, directly or not."""
+        """The sites that depend on ``name``, directly or not; none that are deterministic."""
         if name not in self._below:
             found = {name}
             for other in self.sites.values():  # program order is a topological order
-                if found & other.parents:
+                if found & other.parents and other.kind != "deterministic":
                     found.add(other.name)
             self._below[name] = frozenset(found - {name})
         return self._below[name]
@@ -345,6 +345,11 @@ def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str
         ) from error
     if isinstance(error, RuntimeError) and turned and text.startswith("Boolean value"):
         raise ValueError(turned_into_python(*list(turned.items())[-1])) from error
+    if text.startswith("subsample_size does not match"):
+        raise ValueError(
+            f"a plate of {name} takes a part of its entries (subsample_size=): write {PLATE};"
+            " minibatches are cut by fit(batch_size=)"
+        ) from error
     hint = ""
     if "Shape mismatch inside plate" in text:
         hint = "; dimensions that belong to one row are declared by .to_event(n)"
@@ -362,10 +367,13 @@ def _site(name: str, msg: Any, batch: Batch) -> Site:
     else:
         parents = get_provenance(msg["fn"].log_prob(msg["value"]))
         parents |= get_provenance(msg["mask"]) | get_provenance(msg["scale"])
-    value = detach_provenance(msg["value"])
+    value, fn = detach_provenance(msg["value"]), msg["fn"]
+    if kind == "deterministic" and fn.event_dim >= value.dim() and frames:  # says nothing of it
+        depth = max(-f.dim for f in frames)
+        fn = Delta(value, event_dim=max(0, value.dim() - depth)).mask(False)
     return Site(
         name=name,
-        fn=msg["fn"],
+        fn=fn,
         dims={f.name: f.dim for f in frames},
         sizes={f.name: f.size for f in frames},
         parents=frozenset(parents) - {name},

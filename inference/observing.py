@@ -234,6 +234,7 @@ class Observed(nn.Module):
             self.inside = nn.ModuleList(modules_of(net))
         self._pairing = (pairing,)  # a tuple, or the other half's parameters would become ours
         self.of_guide = of_guide
+        self.until = ""  # the last site that is drawn, '' for all
         self.name = name  # in Pyro's parameter store, if registered
 
     @property

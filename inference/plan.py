@@ -52,6 +52,12 @@ class Plan:
         return frozenset(s.name for s in sites if s.kind == "sample")
 
     @property
+    def computed(self) -> frozenset[str]:
+        """Deterministic sites of the program."""
+        sites = self.program.sites.values()
+        return frozenset(s.name for s in sites if s.kind == "deterministic")
+
+    @property
     def summed(self) -> tuple[str, ...]:
         """Sites that are enumerated in the program."""
         return tuple(
@@ -209,7 +215,7 @@ def make_plan(
         if site.kind == "sample" and site.own is not None and name not in observed:
             roles[name] = "own"
     if guide is not None:
-        _check_guide(graph, guide, roles)
+        _check_guide(graph, guide, roles, batch)
     for name, site in graph.sites.items():
         if site.kind != "sample" or name in roles:
             continue
@@ -286,7 +292,7 @@ def _same(site: Site, batch: Batch) -> bool:
     )
 
 
-def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str]) -> None:
+def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str], batch: Batch) -> None:
     for name, proposal in guide.sites.items():
         site = graph.sites.get(name)
         if site is None:
@@ -298,10 +304,18 @@ def _check_guide(graph: Graph, guide: Graph, roles: dict[str, str]) -> None:
                 )
             continue
         if site.event_shape != proposal.event_shape:
+            hint = (
+                ".to_event(n) declares n dimensions as the event, all others lie in the same plates"
+                " in both"
+            )
+            if not site.local and len(batch) in site.event_shape:
+                hint = (
+                    "if it has an entry for each row, all rows have to be taken at once: by the"
+                    " example=... of the guide, and by batch_size"
+                )
             raise ValueError(
                 f"site {name!r} has event shape {tuple(site.event_shape)} in the program, but"
-                f" {tuple(proposal.event_shape)} in the guide; .to_event(n) declares n dimensions"
-                " as the event, all others lie in the same plates in both"
+                f" {tuple(proposal.event_shape)} in the guide; {hint}"
             )
         if site.dims != proposal.dims:
             raise ValueError(

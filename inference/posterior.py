@@ -8,6 +8,7 @@ are taken in slices, and nothing here changes a parameter, a buffer or the rando
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +22,8 @@ from torch import Tensor
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import add, by_row, expectations, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.bounds.terms import Terms, nesting, sample_sites
+from pyrozoo.inference.bounds.runs import nesting, sample_sites
+from pyrozoo.inference.bounds.terms import Terms
 from pyrozoo.inference.drawing import draw, is_leaf, rows_first
 from pyrozoo.inference.graph import DATA, Site, innermost
 from pyrozoo.inference.observing import Net, Observed
@@ -70,7 +72,7 @@ def posterior(
     batch_size: int = 1024,
     seed: int | None = None,
 ) -> dict[str, Tensor]:
-    """Draws of every latent site, ``(num_samples, rows, *event)`` by name.
+    """Draws of every latent and every deterministic site, ``(num_samples, rows, *event)`` by name.
 
     Sites outside plate ``"data"`` are ``(num_samples, *event)``, drawn once for each slice of
     ``batch_size`` rows.  With ``predictive=True`` draws of all other sites follow: what the program
@@ -92,10 +94,11 @@ def posterior(
     for p, q, batch, plan in slices(objective, program, guide, data, batch_size, seed):
         latent = {n for n, role in plan.roles.items() if role not in ("given", "masked", "own")}
         latent -= {n for n, role in plan.roles.items() if role == "pruned" and is_leaf(plan, n)}
-        wanted = plan.roles if predictive else latent
+        latent |= plan.computed
+        wanted = plan.roles.keys() | latent if predictive else latent
         draws = draw(p, q, batch, plan, num_samples, wanted, importance)
         names = [n for n in draws if n in wanted]
-        pieces.append({n: rows_first(plan.program.sites[n], draws[n][0]) for n in names})
+        pieces.append({n: rows_first(plan.program.sites[n], draws[n].values) for n in names})
         local |= {n for n in names if plan.program.sites[n].local}
     return {
         name: torch.cat([piece[name] for piece in pieces], 1) if name in local else pieces[0][name]
@@ -121,7 +124,8 @@ def predict(
     Args:
         program, guide: the fitted pair.
         data: what is known.
-        site: any site in plate ``"data"``: a label, a latent, another modality, x itself.
+        site: any site in plate ``"data"``: a label, a latent, another modality, x itself, or one
+            that is deterministic.
         observed: ``"keep"`` conditions on everything in the data, so that predicting an observed x
             is a reconstruction and a known label is certain; ``"ignore"`` drops the values of the
             asked site first, so that they cannot be looked at.
@@ -149,8 +153,8 @@ def predict(
         if _is_label(target) and (not is_leaf(plan, site) or site in plan.proposed):
             pieces.append(_responsibilities(objective, p, q, piece, plan, target))
             continue
-        values, fn = draw(p, q, piece, plan, num_samples, [site], importance)[site]
-        mean, event_dim = _mean(values, fn, plan.roles[site])
+        draws = draw(p, q, piece, plan, num_samples, [site], importance)[site]
+        mean, event_dim = draws.each(functools.partial(_mean, plan.roles.get(site, "fixed")))
         pieces.append(rows_first(target, mean, event_dim).mean(0))
     return torch.cat(pieces)
 
@@ -160,22 +164,22 @@ def predict(
 
 def _local_site(plan: Plan, name: str) -> Site:
     site = plan.program.sites.get(name)
-    if site is None or site.kind != "sample" or not site.local:
-        names = [s.name for s in plan.program.sites.values() if s.kind == "sample" and s.local]
+    if site is None or site.kind == "factor" or not site.local:
+        names = [s.name for s in plan.program.sites.values() if s.kind != "factor" and s.local]
         raise ValueError(f"{name!r} is not a site in plate {DATA!r} (sites: {', '.join(names)})")
     return site
 
 
 def _finite_site(plan: Plan, name: str) -> Site:
     site = _local_site(plan, name)
-    if not site.summable or len(site.dims) > 1:
+    if not _is_label(site):
         kind = type(site.fn).__name__
         raise ValueError(f"site {name!r} ({kind}) is not a finite site of plate {DATA!r} alone")
     return site
 
 
 def _is_label(site: Site) -> bool:
-    return site.summable and len(site.dims) == 1
+    return site.kind == "sample" and site.summable and len(site.dims) == 1
 
 
 def _responsibilities(
@@ -189,14 +193,13 @@ def _responsibilities(
         probs = _of_guide(q, batch, plan, name, objective.num_particles)
     else:
         needed = touching(plan) if summed else {name}
-        terms = objective.trace(observed_until(p, needed, plan), q, batch)
-        probs = _prior(terms.sites[name]["fn"], support, rows, site.dims[DATA])
+        part = observed_until(p, needed, plan)
+        passes = objective.passes(part, batch)
+        found = [_of_program(one.trace(part, q, batch), site, support, summed) for one in passes]
+        probs, own = (add(values) / len(passes) for values in zip(*found, strict=True))
         if summed or drawn:
-            own = (
-                _of_program(terms, name)
-                if summed
-                else _of_guide(q, batch, plan, name, objective.num_particles)
-            )
+            if not summed:
+                own = _of_guide(q, batch, plan, name, objective.num_particles)
             mask = torch.as_tensor(counts, device=own.device).reshape(-1, 1)
             probs = torch.where(mask, own, probs)
     if probs.shape != (rows, len(support)) or not torch.allclose(
@@ -217,14 +220,18 @@ def _responsibilities(
     return probs
 
 
-def _of_program(terms: Terms, name: str) -> Tensor:
-    """The exact conditional of a summed site, averaged over the draws."""
+def _of_program(terms: Terms, site: Site, support: Tensor, summed: bool) -> tuple[Tensor, Tensor]:
+    """The prior of a site, and its exact conditional if it is summed, averaged over the draws."""
+    name = site.name
+    prior = _prior(terms.sites[name]["fn"], support, terms.rows, site.dims[DATA])
+    if not summed:
+        return prior, prior
     dim = next(d for d, n in terms.names.items() if n == name)
     group = next(g for g in terms.groups if name in {f.name for f in g})
     _, weights = expectations(group, terms.sums, terms.plates)
     own = next(i for i, f in enumerate(group) if f.name == name)
     marginal = terms.weigh(sum_out(weights[own], group[own].sums - {dim}))
-    return by_row(marginal, terms.data_dim, dim, terms.rows)
+    return prior, by_row(marginal, terms.data_dim, dim, terms.rows)
 
 
 def _of_guide(q: Observed, batch: Batch, plan: Plan, name: str, num_samples: int) -> Tensor:
@@ -252,7 +259,7 @@ def _prior(fn: Any, support: Tensor, rows: int, data_dim: int) -> Tensor:
     return by_row(plain(value).exp(), data_dim, -1 - len(fn.batch_shape), rows)
 
 
-def _mean(values: Tensor, fn: Any, role: str) -> tuple[Tensor, int]:
+def _mean(role: str, values: Tensor, fn: Any) -> tuple[Tensor, int]:
     """The mean of each draw's distribution where it has one, else the draws; its event dims."""
     if role != "merged":
         if isinstance(fn, dist.Categorical):

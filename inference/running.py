@@ -74,7 +74,7 @@ def until(net: Net, names: Iterable[str], plan: Plan) -> Callable[[Batch], Any]:
 
     What comes after them, a decoder above all, is not computed.
     """
-    last = [name for name in plan.program.sites if name in set(names)][-1]
+    last = _last(names, plan)
 
     def run(batch: Batch) -> None:
         with contextlib.suppress(_Enough), _Stop(last):
@@ -83,9 +83,16 @@ def until(net: Net, names: Iterable[str], plan: Plan) -> Callable[[Batch], Any]:
     return run
 
 
+def _last(names: Iterable[str], plan: Plan) -> str:
+    wanted = set(names)
+    return [name for name in plan.program.sites if name in wanted][-1]
+
+
 def observed_until(p: Observed, names: Iterable[str], plan: Plan) -> Observed:
     """The same for the program of an observed pair."""
-    return Observed(until(p.module, names, plan), p.pairing, False)
+    part = Observed(until(p.module, names, plan), p.pairing, False)
+    part.until = _last(names, plan)
+    return part
 
 
 def touching(plan: Plan) -> frozenset[str]:

@@ -18,6 +18,7 @@ from pyrozoo.inference import (
     posterior,
     predict,
     responsibilities,
+    to_arviz,
 )
 from pyrozoo.inference.graph import read_graph
 
@@ -173,16 +174,80 @@ def test_counts_that_are_proposed_can_be_drawn():
     assert predict(program, guide, {"x": x}, "x", seed=0).shape == (3,)
 
 
-class Unvectorised(nn.Module):
+class Computed(nn.Module):
+    """Deterministic sites of a row, of all rows, of a plate, and of both, before and after x."""
+
     def forward(self, batch):
-        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("parts", 3):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.deterministic("doubled", 2 * w)
+        pyro.deterministic("shares", w.softmax(-1))
+        pyro.deterministic("root", rate.sqrt())
         with pyro.plate("data", len(batch)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             k = pyro.sample("k", dist.Categorical(torch.ones(2)))
-            pyro.sample("x", dist.Normal(mu[..., k], 0.5))
+            pyro.deterministic("level", 2.0 * k)
+            pyro.deterministic("pair", torch.cat([z, z], -1))
+            total = pyro.deterministic("total", z.sum(-1), event_dim=0)
+            pyro.sample("x", dist.Normal(total + k + w[..., :1] + rate, 0.3))
 
 
-def test_probabilities_that_do_not_fit_say_how_to_index():
-    program, x = Unvectorised(), torch.randn(20)
+def test_what_is_deterministic_is_in_posteriors_predictions_and_arviz():
+    program, x = Computed(), torch.randn(7)
     guide = Amortized(program, ["x"], hidden=(8,))
-    with pytest.raises(ValueError, match=r"'k' do not fit 20 rows and 2 values: .*Vindex"):
-        responsibilities(program, guide, {"x": x}, "k", num_samples=16)
+    draws = posterior(program, guide, {"x": x}, 5, seed=0)
+    assert torch.allclose(draws["doubled"], 2 * draws["w"])
+    assert torch.allclose(draws["shares"], draws["w"].softmax(-1))
+    assert torch.allclose(draws["root"], draws["rate"].sqrt())
+    assert torch.allclose(draws["level"], 2.0 * draws["k"])
+    assert torch.allclose(draws["pair"], draws["z"].repeat(1, 1, 2))
+    assert torch.allclose(draws["total"], draws["z"].sum(-1))
+    one = posterior(program, guide, {"x": x}, 1, seed=0)
+    assert {n: v.shape[1:] for n, v in one.items()} == {n: v.shape[1:] for n, v in draws.items()}
+    z, pair = (
+        predict(program, guide, {"x": x}, n, num_samples=4000, seed=0) for n in ("z", "pair")
+    )
+    assert torch.allclose(pair, z.repeat(1, 2), atol=0.1)
+    pytest.importorskip("arviz")
+    found = to_arviz(program, guide, {"x": x}, 4, num_particles=4, seed=0)
+    assert {n: v.shape[2:] for n, v in found["posterior"].data_vars.items()} == {
+        "rate": (), "w": (3,), "doubled": (3,), "shares": (3,), "root": (), "z": (7, 2), "k": (7,),
+        "level": (7,), "pair": (7, 4), "total": (7,),
+    }  # fmt: skip
+    assert set(found["posterior_predictive"].data_vars) == {"x"}
+    with pytest.raises(ValueError, match="is not a finite site"):
+        responsibilities(program, guide, {"x": x}, "level")
+
+
+def process(batch):
+    t = batch["t"]
+    kernel = torch.exp(-2 * (t[:, None] - t).abs())
+    f = pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(t)), kernel))
+    with pyro.plate("data", len(batch)):
+        pyro.sample("x", dist.Normal(f, 0.3))
+
+
+def test_a_shared_site_with_an_entry_for_each_row():
+    t = torch.linspace(0.0, 3.0, 20)
+    data = {"x": t.sin() + 0.1 * torch.randn(20), "t": t}
+    guide = Amortized(process, example=data, family="full")
+    result = fit(process, guide, data, inputs=["t"], epochs=800, lr=0.03, progress=False)
+    kernel = torch.exp(-2 * (t[:, None] - t).abs())
+    exact = kernel @ torch.linalg.solve(kernel + 0.09 * torch.eye(20), data["x"])
+    assert (result.posterior(data, 500, seed=0)["f"].mean(0) - exact).abs().max() < 0.1
+    short = Amortized(process, example={n: v[:5] for n, v in data.items()})
+    with pytest.raises(
+        ValueError, match=r"'f' .*\(20,\) .*\(5,\) .*all rows have to be taken at once"
+    ):
+        fit(process, short, data, inputs=["t"], epochs=1, progress=False)
+
+
+def test_a_plate_that_takes_a_part_of_the_rows_says_what_to_write():
+    def program(batch):
+        with pyro.plate("data", len(batch), subsample_size=10):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    with pytest.raises(ValueError, match=r"subsample_size=\): write .*fit\(batch_size=\)"):
+        Amortized(program, ["x"])

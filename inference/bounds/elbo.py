@@ -13,9 +13,10 @@ the sum, :mod:`.kl` for closed forms and :mod:`.observing` for what is observed 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,9 @@ from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import add
 from pyrozoo.inference.bounds.gradients import detach_densities
 from pyrozoo.inference.bounds.kl import closed_form_sites
+from pyrozoo.inference.bounds.runs import one_by_one, run, sample_sites
 from pyrozoo.inference.bounds.stock import outside, stock
-from pyrozoo.inference.bounds.terms import Terms, run, sample_sites, take_apart
+from pyrozoo.inference.bounds.terms import Terms, take_apart
 from pyrozoo.inference.observing import Net, Observed, pair
 from pyrozoo.inference.plan import Plan
 
@@ -167,7 +169,8 @@ class EnumELBO(TraceEnum_ELBO):
         """
         p, q, ready, plan = self._ready(program, guide, batch)
         self._refuse(plan, "no value per term")
-        return {name: t.mean(0) for name, t in self.trace(p, q, ready).by_site().items()}
+        found = [one.trace(p, q, ready).by_site() for one in self.passes(p, ready)]
+        return average([{name: t.mean(0) for name, t in terms.items()} for terms in found])
 
     def explain(self, program: Net, guide: Net, batch: Data) -> list[str]:
         """One line a site: what is done with it, and how the divergence of a latent is taken."""
@@ -195,6 +198,14 @@ class EnumELBO(TraceEnum_ELBO):
     def unsupported(self, plan: Plan, gradient: bool = True) -> str:
         """Why the row-wise bound, or its gradient, does not cover a pair ('' if it does)."""
         return _outside(plan, gradient and self._reparameterised)
+
+    def passes(self, p: Observed, batch: Batch) -> list[EnumELBO]:
+        """Objectives whose mean is this one: itself; with a draw each, if draws go one by one."""
+        if self.num_particles == 1 or not one_by_one(p, batch):
+            return [self]
+        one = copy.copy(self)
+        one.num_particles = 1
+        return [one] * self.num_particles
 
     def trace(self, p: Observed, q: Observed, batch: Batch) -> Terms:
         """Run the guide, then the program at its draws; take the two traces apart."""
@@ -259,6 +270,13 @@ class EnumELBO(TraceEnum_ELBO):
         return Value(rows, parts[0].shared, extra)
 
     def _evaluate_whole(self, p: Observed, q: Observed, batch: Batch) -> Value:
+        found = [one._evaluate_pass(p, q, batch) for one in self.passes(p, batch)]
+        if len(found) == 1:
+            return found[0]
+        rows, shared, extra = zip(*found, strict=True)
+        return Value(torch.cat(rows), add(shared) / len(shared), torch.cat(extra))
+
+    def _evaluate_pass(self, p: Observed, q: Observed, batch: Batch) -> Value:
         terms = self.trace(p, q, batch)
         weights = _active(self.weights)
         if weights or self.free_bits:
@@ -305,6 +323,11 @@ class EnumELBO(TraceEnum_ELBO):
             self._told.add(reason)
             warnings.warn(f"falling back to Pyro's TraceEnum_ELBO: {reason}", stacklevel=4)
         return stock(plan, self.num_particles)
+
+
+def average(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of terms by name."""
+    return {name: add(t[name] for t in terms) / len(terms) for name in terms[0]}
 
 
 def _outside(plan: Plan, reparameterised: bool) -> str:

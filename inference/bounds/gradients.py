@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyrozoo.inference.batch import Batch
-from pyrozoo.inference.bounds.terms import Terms, enumerating, in_particles, sample_sites
+from pyrozoo.inference.bounds.runs import check_draws, enumerating, in_particles, sample_sites
+from pyrozoo.inference.bounds.terms import Terms
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
 
@@ -88,6 +89,7 @@ def cut_draws(
         the sites of the program and of the guide, at draws from which no gradient flows on; and
         for each site the guide's own draw, attached, and this copy.
     """
+    check_draws(p, batch, num_particles)
     plan = p.pairing.plan(batch)
     p_in, q_in = (enumerating(net, plan, num_particles) for net in (p, q))
     guide = sample_sites(poutine.trace(q_in).get_trace(batch))

@@ -55,7 +55,8 @@ from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import add, contract, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO, Value, _active
 from pyrozoo.inference.bounds.gradients import cut_draws, detach_densities
-from pyrozoo.inference.bounds.terms import Terms, nesting, same_scale
+from pyrozoo.inference.bounds.runs import nesting
+from pyrozoo.inference.bounds.terms import Terms, same_scale
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
 

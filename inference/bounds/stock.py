@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from pyrozoo.inference.bounds.terms import nesting
+from pyrozoo.inference.bounds.runs import nesting
 from pyrozoo.inference.plan import Plan
 
 

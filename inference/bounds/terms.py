@@ -14,16 +14,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import (
     Dims,
     Factor,
@@ -34,11 +29,9 @@ from pyrozoo.inference.bounds.contract import (
     spread,
     sum_out,
 )
+from pyrozoo.inference.bounds.runs import PARTICLES, nesting
 from pyrozoo.inference.graph import DATA
-from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
-
-PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
 
 
 @dataclass
@@ -122,27 +115,6 @@ class Terms:
         return self.to_rows(value, self.plates)
 
 
-def run(p: Observed, q: Observed, batch: Batch, num_particles: int) -> tuple[Any, Any]:
-    """Traces of the program and the guide, in this order, as ``TraceEnum_ELBO`` would draw them."""
-    plan = p.pairing.plan(batch)
-    guide = poutine.trace(enumerating(q, plan, num_particles)).get_trace(batch)
-    program = poutine.replay(enumerating(p, plan, num_particles), guide)
-    return poutine.trace(program).get_trace(batch), guide
-
-
-def enumerating(net: Observed, plan: Plan, num_particles: int) -> Any:
-    """A half with its finite sites enumerated, in all particles; the guide is to be run first."""
-    dim = -1 - nesting(plan) - (num_particles > 1)  # the program's dims follow those of the guide
-    return in_particles(EnumMessenger(dim if net.of_guide else None)(net), plan, num_particles)
-
-
-def in_particles(net: Any, plan: Plan, num_particles: int) -> Any:
-    """A half inside the plate of the particles, if there are several."""
-    if num_particles == 1:
-        return net
-    return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(plan))(net)
-
-
 def take_apart(
     plan: Plan,
     program: dict[str, Any],
@@ -156,7 +128,7 @@ def take_apart(
 
     Args:
         plan: of the batch that they were run on.
-        program, guide: their sites, see :func:`sample_sites`.
+        program, guide: their sites, see :func:`.runs.sample_sites`.
         rows: of the batch.
         num_particles: size of the particle plate, left of all others; none if one.
         closed: latent sites whose divergence is taken in closed form.
@@ -252,22 +224,6 @@ def _common_scale(scales: list[Any]) -> Any:
 def same_scale(a: Any, b: Any) -> bool:
     """Whether two scales are known to be equal without reading a tensor."""
     return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
-
-
-def nesting(plan: Plan) -> int:
-    """The number of dimensions that the plates of both halves take."""
-    return max(plan.program.nesting, plan.guide.nesting if plan.guide else 0)
-
-
-def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sites of a trace that have a density."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    }
 
 
 def _enumerated(site: Any) -> Any:

@@ -36,7 +36,8 @@ from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import Factor
 from pyrozoo.inference.bounds.elbo import Value
 from pyrozoo.inference.bounds.importance import ImportanceWeighted
-from pyrozoo.inference.bounds.terms import Terms, run, sample_sites
+from pyrozoo.inference.bounds.runs import run, sample_sites
+from pyrozoo.inference.bounds.terms import Terms
 from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.graph import DATA, Site
 from pyrozoo.inference.observing import Observed

@@ -29,9 +29,10 @@ from torch import Tensor
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import add
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.bounds.terms import PARTICLES, nesting, run, sample_sites, take_apart
+from pyrozoo.inference.bounds.runs import in_particles, nesting, one_by_one, run, sample_sites
+from pyrozoo.inference.bounds.terms import take_apart
 from pyrozoo.inference.bounds.weights import log_weights
-from pyrozoo.inference.drawing import draw, rows_first
+from pyrozoo.inference.drawing import draw, rows_first, with_draws
 from pyrozoo.inference.evidence import evenly, fitting, refuse_shared
 from pyrozoo.inference.graph import DATA, Graph, Site
 from pyrozoo.inference.observing import Net, Observed
@@ -47,7 +48,7 @@ class Drawn:
 
     Attributes:
         plan: what was done with every site.
-        sites: latent sites, and leaves generated anew at them.
+        sites: latent and deterministic sites, and leaves generated anew at them.
         values: what is known: sites and inputs, by name, with what is present.
         known: rows in which anything is observed, ``(rows,)``.
         shared: latent sites that all rows share, g.
@@ -179,10 +180,11 @@ def _pass(
     prior = [n for n, role in plan.roles.items() if role == "pruned" and not sites[n].local]
     new = {}
     with _Once(once, prior):
-        draws = draw(p, again, batch, plan, count, plan.roles)
-    for name, (value, fn) in draws.items():
-        if plan.roles[name] == "own" or sites[name].own is not None:
-            value = fn.sample()  # the program has given its own value
+        draws = draw(p, again, batch, plan, count, plan.roles.keys() | plan.computed)
+    for name, found_draws in draws.items():
+        value = found_draws.values
+        if plan.roles.get(name) == "own" or sites[name].own is not None:
+            value, _ = found_draws.each(_sampled)  # the program has given its own value
         new[name] = rows_first(sites[name], value)
     assert plan.guide is not None
     once |= {n: drawn[n] for n, s in plan.guide.sites.items() if not s.local and n in drawn}
@@ -193,7 +195,14 @@ def _pass(
         return {**new, "/log_p": local + local_q, "/log_q": local_q}
     if found.integrated:
         shared = {n: v for n, v in once.items() if n in plan.guide.sites}
-        local = _integrate(p, q, batch, shared, num_particles, max(1, fit // num_particles))
+        if one_by_one(p, batch):
+            passes = [_weights(p, q, batch, shared, 1) for _ in range(num_particles)]
+            local = torch.cat(passes).double().logsumexp(0, keepdim=True) - math.log(num_particles)
+        else:
+            if count == 1:
+                depth, events = nesting(plan), {n: len(sites[n].event_shape) for n in shared}
+                shared = {n: with_draws(v, depth, events[n]) for n, v in shared.items()}
+            local = _integrate(p, q, batch, shared, num_particles, max(1, fit // num_particles))
     return {**new, "/local": local, "/log_p": whole_p + whole_q, "/log_q": whole_q}
 
 
@@ -202,9 +211,9 @@ def _densities(p: Observed, again: Observed, batch: Batch, count: int) -> tuple[
     ``(draws, rows), (draws,), (draws, rows), (draws,)``."""
     plan, rows = p.pairing.plan(batch), len(batch)
     depth = nesting(plan)
-    particles = pyro.plate(PARTICLES, count, dim=-1 - depth)
-    guide_trace = poutine.trace(particles(again)).get_trace(batch)
-    program = poutine.replay(particles(EnumMessenger(-2 - depth)(p)), guide_trace)
+    guide_trace = poutine.trace(in_particles(again, plan, count)).get_trace(batch)
+    program = in_particles(EnumMessenger(-2 - depth)(p), plan, count)
+    program = poutine.replay(program, guide_trace)
     sites, guide = _plain(poutine.trace(program).get_trace(batch)), _plain(guide_trace)
     local, whole = _split(take_apart(plan, sites, guide, rows, count).by_row(), count, batch)
     minus, minus_whole = _split(take_apart(plan, {}, guide, rows, count).by_row(), count, batch)
@@ -228,18 +237,29 @@ def _integrate(
     p: Observed, q: Observed, batch: Batch, shared: dict[str, Tensor], particles: int, size: int
 ) -> Tensor:
     """log p(x_n | g), ``(draws, rows)``, at draws of g that are ``(draws, ...)``."""
-    plan, found = p.pairing.plan(batch), []
+    found = []
     total = len(next(iter(shared.values())))
     for start in range(0, total, size):
         some = {n: v[start : start + size] for n, v in shared.items()}
         count = min(size, total - start) * particles
         repeated = {n: v.repeat_interleave(particles, 0) for n, v in some.items()}
-        traces = run(p, _once(q, repeated), batch, count)
-        program, guide = (_plain(trace) for trace in traces)
-        weights = log_weights(take_apart(plan, program, guide, len(batch), count))
+        weights = _weights(p, q, batch, repeated, count)
         by_draw = weights.double().reshape(-1, particles, len(batch))
         found.append(by_draw.logsumexp(1) - math.log(particles))
     return torch.cat(found)
+
+
+def _weights(
+    p: Observed, q: Observed, batch: Batch, shared: dict[str, Tensor], count: int
+) -> Tensor:
+    """Log importance weights, ``(count, rows)``, at values of shared sites."""
+    plan = p.pairing.plan(batch)
+    program, guide = (_plain(trace) for trace in run(p, _once(q, dict(shared)), batch, count))
+    return log_weights(take_apart(plan, program, guide, len(batch), count))
+
+
+def _sampled(values: Tensor, fn: Any) -> tuple[Tensor, int]:
+    return fn.sample(), fn.event_dim
 
 
 def _note(found: Drawn, p: Observed, batch: Batch) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.runs import run, sample_sites
 from pyrozoo.inference.bounds.stock import stock
-from pyrozoo.inference.bounds.terms import run, same_scale, sample_sites, take_apart
+from pyrozoo.inference.bounds.terms import same_scale, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
 from pyrozoo.inference.evidence import draw_log_weights, evenly, fitting, portions, refuse_shared
 from pyrozoo.inference.modes import evaluating, seeded

@@ -37,8 +37,9 @@ from torch.fx.node import map_arg
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import contract
-from pyrozoo.inference.bounds.terms import PARTICLES, Terms, nesting, sample_sites, take_apart
-from pyrozoo.inference.drawing import draw_summed, rows_first
+from pyrozoo.inference.bounds.runs import PARTICLES, nesting, one_by_one, sample_sites
+from pyrozoo.inference.bounds.terms import Terms, take_apart
+from pyrozoo.inference.drawing import draw_summed, rows_first, with_draws
 from pyrozoo.inference.graph import Site
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed, observe
@@ -196,7 +197,7 @@ def _terms(p: Observed, batch: Batch, plan: Plan, at: _Constrain, draws: int = 0
     """The terms of the program at some points; with ``draws`` the points are that many."""
     depth = nesting(plan)
     program: Any = EnumMessenger(-1 - depth - bool(draws))(p)
-    if draws:
+    if draws > 1:
         program = pyro.plate(PARTICLES, draws, dim=-1 - depth)(program)
     sites = sample_sites(poutine.trace(at(program)).get_trace(batch))
     plain = {name: {**site, "scale": 1.0} for name, site in sites.items()}
@@ -309,12 +310,18 @@ def _finish(
     """All latent sites at the draws of a chain, ``(draws, ...)`` by name; finite ones are drawn."""
     pieces: list[dict[str, Tensor]] = []
     depth, sites = nesting(plan), plan.program.sites
-    for start in range(0, num_samples, TOGETHER):
-        some = {n: v[start : start + TOGETHER] for n, v in points.items()}
-        count = min(TOGETHER, num_samples - start)
-        at = _Constrain({n: _spread(sites[n], v, depth) for n, v in some.items()})
+    together = 1 if one_by_one(p, batch) else TOGETHER
+    for start in range(0, num_samples, together):
+        some = {n: v[start : start + together] for n, v in points.items()}
+        count = min(together, num_samples - start)
+        if count > 1:
+            some = {n: _spread(sites[n], v, depth) for n, v in some.items()}
+        else:
+            some = {n: v[0] for n, v in some.items()}
+        at = _Constrain(some)
         terms = _terms(p, batch, plan, at, count)
-        found = {**at.values, **draw_summed(terms, depth)}
+        found = {n: with_draws(v, depth, len(sites[n].event_shape)) for n, v in at.values.items()}
+        found |= draw_summed(terms, depth)
         pieces.append(
             {n: rows_first(sites[n], found[n]).detach() for n in plan.roles if n in found}
         )

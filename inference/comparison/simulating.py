@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -14,7 +13,7 @@ from torch import Tensor
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import add, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.bounds.terms import PARTICLES, nesting, sample_sites
+from pyrozoo.inference.bounds.runs import in_particles, one_by_one, sample_sites
 from pyrozoo.inference.drawing import rows_first
 from pyrozoo.inference.graph import DATA, Graph, Site
 from pyrozoo.inference.modes import evaluating, seeded
@@ -103,16 +102,17 @@ def densities(
     """
     objective = EnumELBO(kl="sampled", split=False, inputs=inputs)
     own, others, start = [], [], 0
-    for _, q, piece, plan in slices(objective, program, guide, data, batch_size, seed):
+    for p, q, piece, plan in slices(objective, program, guide, data, batch_size, seed):
         names = _proposed(plan)
         if not names:
             return None
         values = {n: _rows(plan.program.sites[n], truth[n], start, len(piece)) for n in names}
-        particles = pyro.plate(PARTICLES, num_draws, dim=-1 - nesting(plan))
         at_truth = poutine.trace(poutine.condition(q, data=values)).get_trace(piece)
-        at_draws = poutine.trace(particles(q)).get_trace(piece)
+        times, count = (num_draws, 1) if one_by_one(p, piece) else (1, num_draws)
+        net = in_particles(q, plan, count)
+        traces = [poutine.trace(net).get_trace(piece) for _ in range(times)]
         own.append(_log_density(at_truth, names, plan)[0])
-        others.append(_log_density(at_draws, names, plan))
+        others.append(torch.cat([_log_density(trace, names, plan) for trace in traces]))
         start += len(piece)
     return torch.cat(own), torch.cat(others, 1)
 

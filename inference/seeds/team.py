@@ -169,8 +169,9 @@ def _epoch(
     epoch: int,
 ) -> list[Record]:
     """Visit all rows once; gives the mean loss of each seed, and the norms of its gradients."""
-    orders = [m.rows[epoch_order(m.sample, m.visits, m.order).cpu()] for m in team]
-    pieces = torch.stack(orders).to(whole.device).split(training.batch_size, 1)
+    size = training.batch_size
+    orders = [m.rows[epoch_order(m.sample, m.visits, m.order, size).cpu()] for m in team]
+    pieces = torch.stack(orders).to(whole.device).split(size, 1)
     total = torch.zeros(len(team), device=whole.device)
     norms, largest = (torch.zeros_like(total, dtype=torch.float64) for _ in range(2))
     draws = [m.draws for m in team]

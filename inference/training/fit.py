@@ -216,7 +216,7 @@ def fit(
         def run_epoch(epoch: int) -> float:
             """Visit all rows once; gives the mean loss."""
             total = torch.zeros((), device=fabric.device)
-            pieces = epoch_order(train, visits, generator).split(batch_size)
+            pieces = epoch_order(train, visits, generator, batch_size).split(batch_size)
             shares = [ranks.share(piece) for piece in pieces]
             batches = reader.batches([index for index in shares if len(index)])
             for step, (piece, index) in enumerate(zip(pieces, shares, strict=True)):

@@ -85,13 +85,20 @@ def visits_of(batch: Batch, repeat: Mapping[str, int]) -> Tensor:
     return torch.cat(rows)
 
 
-def epoch_order(batch: Batch, visits: Tensor, generator: torch.Generator) -> Tensor:
-    """The visits of one epoch in the order in which they are made."""
+def epoch_order(
+    batch: Batch, visits: Tensor, generator: torch.Generator, batch_size: int = 1
+) -> Tensor:
+    """The visits of one epoch in the order in which they are made.
+
+    Rows in memory that are all in one batch stay as they are: what all rows share may have an entry
+    for each.
+    """
     if isinstance(batch, Stored):
         if batch.by_blocks:
             return block_order(visits, batch.blocks_of(visits), batch.window, generator)
         return visits[torch.randperm(len(visits), generator=generator)]
-    return visits[torch.randperm(len(visits), generator=generator)].to(batch.device)
+    order = torch.randperm(len(visits), generator=generator)
+    return (visits[order] if batch_size < len(visits) else visits).to(batch.device)
 
 
 def mixing(batch: Batch) -> dict[str, str]:

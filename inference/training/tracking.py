@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import add, by_row, expectations, sum_out
-from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO, average
 from pyrozoo.inference.bounds.kl import closed_form_sites
-from pyrozoo.inference.bounds.terms import Terms, run, sample_sites, take_apart
+from pyrozoo.inference.bounds.runs import run, sample_sites
+from pyrozoo.inference.bounds.terms import Terms, take_apart
 from pyrozoo.inference.graph import DATA
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
@@ -105,8 +106,17 @@ class Watch:
         objective._refuse(plan, "no value per term")
         reasons = closed_form_sites(plan, p, q, batch) if objective.kl == "closed" else {}
         closed = [name for name, reason in reasons.items() if not reason]
-        program, guide = (sample_sites(t) for t in run(p, q, batch, objective.num_particles))
-        terms = take_apart(plan, program, guide, len(batch), objective.num_particles, closed)
+        found: list[dict[str, Tensor]] = []
+        for one in objective.passes(p, batch):
+            program, guide = (sample_sites(t) for t in run(p, q, batch, one.num_particles))
+            terms = take_apart(plan, program, guide, len(batch), one.num_particles, closed)
+            if not found:
+                self._look(terms, guide, batch)
+            found.append({name: t.mean(0) for name, t in terms.by_site().items()})
+        return average(found)
+
+    def _look(self, terms: Terms, guide: dict[str, Any], batch: Batch) -> None:
+        plan = terms.plan
         for name, site in plan.program.sites.items():
             latent = plan.roles.get(name) in ("summed", "merged", "proposed")
             if site.kind != "sample" or list(site.dims) != [DATA] or not latent:
@@ -119,7 +129,6 @@ class Watch:
             if found is not None and found[1] is not None:
                 self._note("counted", name, _unknown(plan, name, batch))
                 self._note(*(found[0], name, found[1]))
-        return {name: t.mean(0) for name, t in terms.by_site().items()}
 
     def figures(self) -> dict[str, float]:
         """The entries of a record, see the module."""
