@@ -23,15 +23,8 @@ def graphs_of(program: Any, example: Any, given: Sequence[str] | None) -> tuple[
     """
     whole = Batch.of(2 if example is None else example)
     batch = whole[:2]
-    if _grows(program, whole):
-        batch = whole
-    graphs = []
-    for seed in (0, 1):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            graphs.append(read_graph(program, batch))
-    first, second = graphs
-    for name in [n for g in graphs for n in g.sites]:
+    first, second = (_read(program, batch, seed) for seed in (0, 1))
+    for name in (*first.sites, *second.sites):
         if not (name in first.sites and name in second.sites):
             raise ValueError(
                 f"site {name!r} is not drawn in every run: a program whose sites depend on drawn"
@@ -39,6 +32,9 @@ def graphs_of(program: Any, example: Any, given: Sequence[str] | None) -> tuple[
             )
         if first.sites[name].dims != second.sites[name].dims:
             raise ValueError(f"site {name!r} lies in other plates in another run")
+    if _grows(program, first, whole):
+        batch = whole
+        first, second = (_read(program, batch, seed) for seed in (0, 1))
     read = batch.names if given is None else given
     extra = {n: _value(n, batch) for n in read if n in batch and n not in first.sites}
     if extra:
@@ -46,20 +42,19 @@ def graphs_of(program: Any, example: Any, given: Sequence[str] | None) -> tuple[
     return first, second
 
 
-def _grows(program: Any, batch: Batch) -> bool:
-    """Whether a site that all rows share has an entry for each row."""
-    few, more = (read_graph(program, batch[:n]) if len(batch) >= n else None for n in (2, 3))
-    if few is None or more is None or not any(_shared(site) for site in few.sites.values()):
+def _read(program: Any, batch: Batch, seed: int) -> Graph:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return read_graph(program, batch)
+
+
+def _grows(program: Any, graph: Graph, batch: Batch) -> bool:
+    """Whether a site that all rows share has an entry for each row; the graph is that of two."""
+    shared = [s for s in graph.sites.values() if s.kind == "sample" and not s.local]
+    if not shared or len(batch) < 3:
         return False
-    return any(
-        name in more.sites and site.event_shape != more.sites[name].event_shape
-        for name, site in few.sites.items()
-        if _shared(site)
-    )
-
-
-def _shared(site: Site) -> bool:
-    return site.kind == "sample" and not site.local
+    more = _read(program, batch[:3], 0).sites
+    return any(s.name in more and s.event_shape != more[s.name].event_shape for s in shared)
 
 
 def _value(name: str, batch: Batch) -> Site:

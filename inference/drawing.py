@@ -91,21 +91,23 @@ def draw(
     num_samples: int,
     wanted: Collection[str],
     importance: bool = False,
+    alone: bool | None = None,
 ) -> dict[str, Draws]:
     """Draws of the wanted sites, and perhaps of others before them.
 
-    All draws are made in one run; one by one if the program or the guide cannot do with the
-    dimension that this takes (weights that are drawn and given to a layer, for example).
+    All draws are made in one run; one by one (``alone``) if the program or the guide cannot do with
+    the dimension that this takes (weights that are drawn and given to a layer, for example).
     """
     if not wanted:
         return {}
     needed = {*wanted, *(touching(plan) if _sums(plan, batch, wanted) else ())}
     part = p if importance else observed_until(p, needed, plan)
-    alone = num_samples == 1 or bool(one_by_one(part, batch))
-    times, count = (num_samples, 1) if alone else (1, num_samples)
+    if alone is None:
+        alone = bool(one_by_one(part, batch))
+    times, count = (num_samples, 0) if alone else (1, num_samples)
     starts = [_start(p, q, batch, plan, count, wanted, importance) for _ in range(times)]
     if importance:
-        _resample(starts, plan)
+        _resample(starts, plan, alone)
     runs = [_finish(p, batch, plan, count, wanted, start) for start in starts]
     return {
         name: Draws(torch.cat([run[name][0] for run in runs]), [run[name][1] for run in runs])
@@ -122,9 +124,12 @@ def _start(
     wanted: Collection[str],
     importance: bool,
 ) -> _Started:
-    """Run the guide, and the program as far as it is needed to draw what is summed."""
+    """Run the guide, and the program as far as it is needed to draw what is summed.
+
+    The draws, ``count`` of them, have a dimension; a single one, ``count = 0``, has none.
+    """
     depth = nesting(plan)
-    guide_trace = poutine.trace(in_particles(q, plan, count)).get_trace(batch)
+    guide_trace = poutine.trace(in_particles(q, plan, count or 1, count > 0)).get_trace(batch)
     proposed = sample_sites(guide_trace)
     started = _Started(
         {n: s["value"] for n, s in proposed.items() if n in plan.program.sites},
@@ -132,18 +137,18 @@ def _start(
     )
     if importance or _sums(plan, batch, wanted):
         whole = p if importance else observed_until(p, touching(plan), plan)
-        program = in_particles(EnumMessenger(-2 - depth)(whole), plan, count)
+        program = in_particles(EnumMessenger(-2 - depth)(whole), plan, count or 1, count > 0)
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
-        started.terms = take_apart(plan, sample_sites(trace), proposed, len(batch), count)
+        started.terms = take_apart(plan, sample_sites(trace), proposed, len(batch), count or 1)
         for name, value in draw_summed(started.terms, depth).items():
-            started.drawn[name] = value[0] if count == 1 else value
+            started.drawn[name] = value if count else value[0]
     return started
 
 
 def _finish(
     p: Observed, batch: Batch, plan: Plan, count: int, wanted: Collection[str], start: _Started
 ) -> dict[str, tuple[Tensor, Any]]:
-    """Run the program at what has been drawn: ``(count, *plates, *event)``, and distributions."""
+    """Run the program at what has been drawn: ``(draws, *plates, *event)``, and distributions."""
     drawn, depth = dict(start.drawn), nesting(plan)
     for name in plan.observed:  # inner sites keep what is known; leaves are generated anew
         site = plan.program.sites[name]
@@ -153,7 +158,7 @@ def _finish(
         if plan.roles.get(name) in ("given", "masked", "pruned") and is_leaf(plan, name):
             del drawn[name]
     with _Fix(drawn, plan, batch):
-        net = in_particles(until(p.module, wanted, plan), plan, count)
+        net = in_particles(until(p.module, wanted, plan), plan, count or 1, count > 0)
         trace = poutine.trace(net).get_trace(batch)
     found = {}
     for name, site in trace.nodes.items():
@@ -161,10 +166,10 @@ def _finish(
             continue
         own = plan.program.sites[name]
         if own.kind == "deterministic" and name in wanted:
-            found[name] = _computed(own, site["value"], count, depth)
+            found[name] = _computed(own, site["value"], count or 1, depth)
         elif own.kind == "sample":
             value = site["value"].expand(site["fn"].batch_shape + site["fn"].event_shape)
-            if count == 1:
+            if not count:
                 value = with_draws(value, depth, site["fn"].event_dim)
             fn = start.fns.get(name) if name in drawn else site["fn"]
             found[name] = (value, fn or dist.Delta(value, event_dim=site["fn"].event_dim))
@@ -204,14 +209,14 @@ def _read(plan: Plan, batch: Batch, wanted: Collection[str]) -> set[str]:
     return found
 
 
-def _resample(starts: list[_Started], plan: Plan) -> None:
+def _resample(starts: list[_Started], plan: Plan, alone: bool) -> None:
     """Draw the particles of each row again, in proportion to their importance weights."""
     for name in starts[0].drawn:
         if not plan.program.sites[name].local:
             raise ValueError(f"importance weights by row: site {name!r} is shared by all rows")
     terms = [start.terms for start in starts if start.terms is not None]
     weights, depth = torch.cat([log_weights(t) for t in terms]), nesting(plan)
-    (count, rows), one = weights.shape, terms[0].num_particles == 1
+    count, rows = weights.shape
     chosen = dist.Categorical(logits=weights.T).sample((count,))
     plates = [1] * depth
     plates[terms[0].data_dim] = rows
@@ -223,7 +228,7 @@ def _resample(starts: list[_Started], plan: Plan) -> None:
         full = index.reshape(index.shape + (1,) * event_dim)
         again = whole.expand(count, *whole.shape[1:]).take_along_dim(full, -1 - depth - event_dim)
         for i, start in enumerate(starts):
-            start.drawn[name] = again[i].reshape(values[i].shape) if one else again
+            start.drawn[name] = again[i].reshape(values[i].shape) if alone else again
     for start in starts:
         start.fns = {}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.contract import add, by_row, expectations, sum_out
 from pyrozoo.inference.bounds.elbo import EnumELBO
-from pyrozoo.inference.bounds.runs import nesting, sample_sites
+from pyrozoo.inference.bounds.runs import FIX, nesting, sample_sites
 from pyrozoo.inference.bounds.terms import Terms
 from pyrozoo.inference.drawing import draw, is_leaf, rows_first
 from pyrozoo.inference.graph import DATA, Site, innermost
@@ -207,9 +207,7 @@ def _responsibilities(
     ):
         raise ValueError(
             f"the probabilities of site {name!r} do not fit {rows} rows and {len(support)} values:"
-            " draws come in dimensions to the left, and the program does not count its own from"
-            " the right; write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is"
-            " drawn, and dim=-1 for dim=1"
+            f" draws come in dimensions to the left; {FIX}"
         )
     if bool(known.any()):
         value = batch[name].to(support.dtype)
@@ -265,6 +263,8 @@ def _mean(role: str, values: Tensor, fn: Any) -> tuple[Tensor, int]:
         if isinstance(fn, dist.Categorical):
             return fn.probs, 1
         if hasattr(innermost(fn), "average"):  # codes of categories have no mean
+            if values.shape[0] == 1 and fn.batch_shape != values.shape[: values.dim() - 1]:
+                raise ValueError(f"draws one by one of columns with levels: {FIX}")
             return innermost(fn).average(), fn.event_dim
         with contextlib.suppress(NotImplementedError):
             return fn.mean.expand(values.shape), fn.event_dim

@@ -491,7 +491,7 @@ def test_codes_and_responsibilities_never_decode(importance):
         before = len(calls)
         posterior(program, guide, batch, 3, **options)
         predict(program, guide, batch, "z", **options)
-        tried = 4  # whether draws can be run at once, on two rows
+        tried = 3  # whether draws can be run at once
         graphs, passes = 2, 2 * (1 + tried) * importance
         assert len(calls) - before == graphs + passes
         before = len(calls)

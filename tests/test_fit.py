@@ -242,7 +242,7 @@ def test_the_best_held_out_state_is_kept():
     program, guide = make()
     values = data()
     result = quiet(
-        program, guide, {"x": values["x"][:9]}, epochs=60, lr=0.05,
+        program, guide, {"x": values["x"][:9]}, epochs=60, lr=0.05, batch_size=8,
         validation={"x": values["x"][30:]},
     )  # fmt: skip
     scores = [record["val_bound"] for record in result.history]

@@ -23,7 +23,7 @@ from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
 
 PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
-TRIED = 3  # draws that are run both ways
+TRIED = 2  # draws that are run both ways
 FIX = (
     "write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is drawn, and dim=-1"
     " for dim=1"
@@ -55,9 +55,9 @@ def enumerating(net: Observed, plan: Plan, num_particles: int) -> Any:
     return in_particles(EnumMessenger(dim if net.of_guide else None)(net), plan, num_particles)
 
 
-def in_particles(net: Any, plan: Plan, num_particles: int) -> Any:
-    """A half inside the plate of the particles, if there are several."""
-    if num_particles == 1:
+def in_particles(net: Any, plan: Plan, num_particles: int, always: bool = False) -> Any:
+    """A half inside the plate of the particles, if there are several (or ``always``)."""
+    if num_particles == 1 and not always:
         return net
     return pyro.plate(PARTICLES, num_particles, dim=-1 - nesting(plan))(net)
 
@@ -81,8 +81,7 @@ def sample_sites(trace: Any) -> dict[str, Any]:
 def one_by_one(p: Observed, batch: Batch) -> str:
     """Why several draws of a pair have to be run one by one ('' if they can be run at once).
 
-    Some are run both ways, in evaluation mode, on two rows where nothing is shared by all rows nor
-    observed by the program itself; every site is to have the same density both times.  Inside of a
+    Some are run both ways, in evaluation mode; every site is to have the same density.  Inside of a
     transformation or a tracer, where values cannot be looked at, the answer is '' if there is none
     from before.
     """
@@ -93,11 +92,8 @@ def one_by_one(p: Observed, batch: Batch) -> str:
         guide = p.pairing.guide
         q = None if guide is None else Observed(guide, p.pairing, True)
         halves = (p,) if q is None else (p, q)
-        own = "own" in plan.roles.values()
-        if plan.guide and not own and all(s.local for s in plan.guide.sites.values()):
-            batch = batch[:2]
         with torch.no_grad(), evaluating(*halves), poutine.block(), seeded(0):
-            plan.cache[key] = _difference(p, q, batch, p.pairing.plan(batch))
+            plan.cache[key] = _difference(p, q, batch, plan)
     return plan.cache[key]
 
 

@@ -32,7 +32,7 @@ from pyrozoo.inference.bounds.elbo import EnumELBO
 from pyrozoo.inference.bounds.runs import in_particles, nesting, one_by_one, run, sample_sites
 from pyrozoo.inference.bounds.terms import take_apart
 from pyrozoo.inference.bounds.weights import log_weights
-from pyrozoo.inference.drawing import draw, rows_first, with_draws
+from pyrozoo.inference.drawing import draw, rows_first
 from pyrozoo.inference.evidence import evenly, fitting, refuse_shared
 from pyrozoo.inference.graph import DATA, Graph, Site
 from pyrozoo.inference.observing import Net, Observed
@@ -178,9 +178,9 @@ def _pass(
     plan, drawn = p.pairing.plan(batch), dict(once)
     sites, again = plan.program.sites, _once(q, drawn)
     prior = [n for n, role in plan.roles.items() if role == "pruned" and not sites[n].local]
-    new = {}
+    new, alone = {}, bool(one_by_one(p, batch))
     with _Once(once, prior):
-        draws = draw(p, again, batch, plan, count, plan.roles.keys() | plan.computed)
+        draws = draw(p, again, batch, plan, count, {*plan.roles, *plan.computed}, alone=alone)
     for name, found_draws in draws.items():
         value = found_draws.values
         if plan.roles.get(name) == "own" or sites[name].own is not None:
@@ -190,29 +190,28 @@ def _pass(
     once |= {n: drawn[n] for n, s in plan.guide.sites.items() if not s.local and n in drawn}
     if found.refusal:
         return new
-    local, whole_p, local_q, whole_q = _densities(p, again, batch, count)
+    local, whole_p, local_q, whole_q = _densities(p, again, batch, count, alone)
     if not found.shared:
         return {**new, "/log_p": local + local_q, "/log_q": local_q}
     if found.integrated:
         shared = {n: v for n, v in once.items() if n in plan.guide.sites}
-        if one_by_one(p, batch):
+        if alone:
             passes = [_weights(p, q, batch, shared, 1) for _ in range(num_particles)]
             local = torch.cat(passes).double().logsumexp(0, keepdim=True) - math.log(num_particles)
         else:
-            if count == 1:
-                depth, events = nesting(plan), {n: len(sites[n].event_shape) for n in shared}
-                shared = {n: with_draws(v, depth, events[n]) for n, v in shared.items()}
             local = _integrate(p, q, batch, shared, num_particles, max(1, fit // num_particles))
     return {**new, "/local": local, "/log_p": whole_p + whole_q, "/log_q": whole_q}
 
 
-def _densities(p: Observed, again: Observed, batch: Batch, count: int) -> tuple[Tensor, ...]:
+def _densities(
+    p: Observed, again: Observed, batch: Batch, count: int, alone: bool
+) -> tuple[Tensor, ...]:
     """log p - log q and log q at the draws that ``again`` repeats, for the rows and for the rest:
     ``(draws, rows), (draws,), (draws, rows), (draws,)``."""
     plan, rows = p.pairing.plan(batch), len(batch)
     depth = nesting(plan)
-    guide_trace = poutine.trace(in_particles(again, plan, count)).get_trace(batch)
-    program = in_particles(EnumMessenger(-2 - depth)(p), plan, count)
+    guide_trace = poutine.trace(in_particles(again, plan, count, not alone)).get_trace(batch)
+    program = in_particles(EnumMessenger(-2 - depth)(p), plan, count, not alone)
     program = poutine.replay(program, guide_trace)
     sites, guide = _plain(poutine.trace(program).get_trace(batch)), _plain(guide_trace)
     local, whole = _split(take_apart(plan, sites, guide, rows, count).by_row(), count, batch)
