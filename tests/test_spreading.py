@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from sklearn.datasets import make_moons
+from sklearn.datasets import make_blobs, make_moons
 from sklearn.linear_model import LogisticRegression
 
 from pyrozoo import zoo
-from pyrozoo.inference import Batch, metrics
-from pyrozoo.zoo.semisupervised.spreading import start_spread
+from pyrozoo.inference import Batch, metrics, responsibilities
+from pyrozoo.zoo.clustering.spreading import start_spread
 
 OPTIONS = {"num_classes": 2, "latent_dim": 2, "hidden": [32], "likelihood": "normal(0.2)"}
 START = {"epochs": 20, "known_epochs": 20, "hidden": [32], "code_dim": 2}
@@ -51,10 +51,17 @@ def test_the_given_labels_are_kept_and_a_start_is_resumed(moons, tmp_path):
     assert (tmp_path / "a" / "start" / "known" / "checkpoint.safetensors").exists()
 
 
-def test_without_any_label_it_is_refused(moons):
-    data, _ = moons
-    model = zoo.create("m2", data, spread=True, **OPTIONS)
-    with pytest.raises(ValueError, match="site 'y': labels are spread from labelled rows"):
-        start_spread(
-            model.program, model.guide, Batch.of({"x": data["x"]}), num_classes=2, epochs=1
-        )
+@pytest.mark.parametrize("method", ["m2", "gmvae"])
+def test_without_any_label_it_finds_the_parts(method):
+    x, y = make_blobs(400, centers=[[-3.0, 0.0], [3.0, 0.0]], random_state=0)
+    data, y = Batch.of({"x": torch.tensor(x, dtype=torch.float32)}), torch.tensor(y)
+    options = {**OPTIONS, **({"num_clusters": 2} if method == "gmvae" else {})}
+    if method == "gmvae":
+        options.pop("num_classes", None)
+    model = zoo.create(method, data, spread=True, **options)
+    start_spread(
+        model.program, model.guide, data, num_classes=2, seed=0,
+        alpha=10.0 if method == "m2" else 0.0, **START,
+    )  # fmt: skip
+    found = responsibilities(model.program, model.guide, data, seed=0).argmax(1)
+    assert max(metrics.accuracy(y, found), metrics.accuracy(y, 1 - found)) > 0.9

@@ -243,7 +243,7 @@ def compare_rung(
     losses = objectives or (["stl"] if rung.log_evidence is not None else ["elbo"])
     return compare(
         rung.program,
-        named_guides(names, batch, rung.given, hidden, rung.inputs),
+        named_guides(names, batch, [*rung.given, *rung.inputs], hidden, rung.inputs),
         batch,
         objectives=named_objectives(losses, num_particles),
         learn="guide",

@@ -15,6 +15,7 @@ from pyrozoo.zoo.clustering import GMVAE, MFCVAE, VAEEM, VaDE
 from pyrozoo.zoo.clustering.embedded import EMBEDDED
 from pyrozoo.zoo.clustering.mfcvae import each, fade_in, open_gates, start_facets
 from pyrozoo.zoo.clustering.pretraining import start_network
+from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.clustering.vade import start_mixture
 from pyrozoo.zoo.clustering.vaeem import EStep, StackEncoder, start_kmeans
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
@@ -125,11 +126,13 @@ def gmvae(
     prior_hidden: Sequence[int] = (64,),
     likelihood: str = "bernoulli",
     cluster: str = "exact",
+    spread: bool = False,
 ) -> Model:
     """GMVAE: the cluster is summed in the program, the guide is q(z | x) q(w | x).
 
     ``cluster="network"`` adds a mean-field q(y | x), over which the cluster is summed then: the
-    paper's first version, and a looser bound.
+    paper's first version, and a looser bound.  With ``spread``, which departs from the paper, the
+    fit starts from the parts of a graph of neighbours (:func:`.start_spread`).
     """
     program = GMVAE(
         width(batch, "x"), num_clusters, latent_dim, noise_dim, hidden, prior_hidden, likelihood
@@ -140,7 +143,13 @@ def gmvae(
     elif cluster != "exact":
         raise ValueError(f"cluster is 'exact' or 'network', got {cluster!r}")
     settings: dict[str, Any] = {"epochs": 100, "batch_size": 100, "lr": 1e-3, "clip": 100.0}
-    return Model("gmvae", program, guide, settings=settings)
+    start = None
+    if spread:
+        start = functools.partial(
+            start_spread, program, guide, num_classes=num_clusters, likelihood=likelihood,
+            alpha=10.0 if cluster == "network" else 0.0,
+        )  # fmt: skip
+    return Model("gmvae", program, guide, settings=settings, start=start)
 
 
 def gmvae_two_level(

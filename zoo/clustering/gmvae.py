@@ -31,7 +31,8 @@ fully connected, where it has convolutions for pictures.  The later version of t
 q(y) = p(y | z, w) at the draws, whose bound is the sum here; the first one proposes a mean-field
 q(y | x), which is the catalogue's option ``cluster="network"``.  Neither the consistency term of
 the first version nor the minimum information (free bits on y) of the second is added: the sum is
-exact, and the loss stays a bound.
+exact, and the loss stays a bound.  With ``spread`` the catalogue starts from the parts of a graph
+of neighbours.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ from typing import Any
 
 from pyrozoo.guides import Amortized, Classifier, Sequential
 from pyrozoo.inference import Batch, schedules
+from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
 from pyrozoo.zoo.networks import ConvClassifier
 from pyrozoo.zoo.semisupervised import M1, M1M2, M2
 from pyrozoo.zoo.semisupervised.m1 import freeze, start_features
 from pyrozoo.zoo.semisupervised.m1m2 import Features
-from pyrozoo.zoo.semisupervised.spreading import start_spread
 
 
 def m2(

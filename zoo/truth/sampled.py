@@ -32,7 +32,14 @@ def stored(name: str) -> Draws:
     return load(path.read_bytes())
 
 
-def _rung(name: str, title: str, program: nn.Module, data: dict[str, Tensor], *keys: str) -> Rung:
+def _rung(
+    name: str,
+    title: str,
+    program: nn.Module,
+    data: dict[str, Tensor],
+    *keys: str,
+    epochs: int = 1000,
+) -> Rung:
     def draws(n: int, seed: int) -> Draws:
         found = stored(name)
         total = len(next(iter(found.values())))
@@ -41,7 +48,7 @@ def _rung(name: str, title: str, program: nn.Module, data: dict[str, Tensor], *k
         pick = torch.randperm(total, generator=generator(seed))[:n]
         return {site: value[pick] for site, value in found.items()}
 
-    return Rung(name, title, program, data, ("x",), "NUTS", draws, inputs=keys)
+    return Rung(name, title, program, data, ("x",), "NUTS", draws, inputs=keys, epochs=epochs)
 
 
 class EightSchools(nn.Module):
@@ -67,7 +74,9 @@ def eight_schools() -> Rung:
     """The effect of coaching in eight schools (Rubin, 1981)."""
     x = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     s = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-    return _rung("eight_schools", "eight schools", EightSchools(), {"x": x, "s": s}, "s")
+    return _rung(
+        "eight_schools", "eight schools", EightSchools(), {"x": x, "s": s}, "s", epochs=4000
+    )
 
 
 class Logistic(nn.Module):
@@ -115,7 +124,7 @@ def counts() -> Rung:
     g = generator(8)
     u, e = torch.randn(50, generator=g), torch.randn(50, generator=g)
     x = torch.poisson((0.5 + 0.7 * u + 0.6 * e).exp(), generator=g)
-    return _rung("counts", "overdispersed counts", Counts(), {"x": x, "u": u}, "u")
+    return _rung("counts", "overdispersed counts", Counts(), {"x": x, "u": u}, "u", epochs=4000)
 
 
 class UnknownMeans(nn.Module):

@@ -1,9 +1,9 @@
-"""A start for few labels: they spread along a graph of neighbours, and count as known for a while.
+"""A start from a graph of neighbours: its parts, or labels that spread, are known for a while.
 
 First an autoencoder is trained without labels; its codes are joined to their nearest neighbours;
-the given labels spread along this graph (:mod:`pyrozoo.zoo.clustering.neighbours`); then the pair
-is fitted for some epochs as if every row had been labelled so.  The fit that follows sees the given
-labels alone.
+given labels spread along this graph, or, without any, it is cut into parts (:mod:`.neighbours`);
+then the pair is fitted for some epochs as if every row had been labelled so.  The fit that follows
+sees the given labels alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import Batch, EnumELBO, fit
 from pyrozoo.inference.modes import seeded
-from pyrozoo.zoo.clustering import VaDE
-from pyrozoo.zoo.clustering.neighbours import neighbour_graph, spread_labels
+from pyrozoo.zoo.clustering.neighbours import neighbour_parts
 from pyrozoo.zoo.clustering.pretraining import pretrain_autoencoder
+from pyrozoo.zoo.clustering.vade import VaDE
 
 
 def start_spread(
@@ -38,33 +38,32 @@ def start_spread(
     hidden: Sequence[int] = (500, 500, 2000),
     code_dim: int = 10,
     num_neighbors: int = 10,
+    balance: float = 0.0,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
 ) -> None:
-    """Spread the labels, then fit the pair to the spread ones.
+    """Spread the labels or cut the graph, then fit the pair to what was found.
 
     Args:
         program, guide: with sites x and y, trained in place.
-        data: with x, and y in part.
+        data: with x, and perhaps y in part.
         num_classes: how many values y has.
         likelihood: of the autoencoder.
         epochs: of the autoencoder.
-        known_epochs: of the fit to spread labels.
+        known_epochs: of the fit to what was found.
         batch_size, lr: of both.
-        alpha: weight of log q(y | x) in the second.
+        alpha: weight of log q(y | x) in the second, if the guide has it; else zero.
         hidden, code_dim: of the autoencoder.
         num_neighbors: of each row in the graph.
+        balance: how much parts of like sizes are preferred, see :func:`.cut_graph`.
         seed: of all of it.
         progress: show progress bars.
         settings: further ones of both fits: folder, resume, compile, device.
 
     Raises:
-        ValueError: no row has a label, or there are fewer rows than neighbours.
+        ValueError: there are fewer rows than neighbours.
     """
-    known = data.present("y").cpu().numpy()
-    if not known.any():
-        raise ValueError("site 'y': labels are spread from labelled rows, but none is known")
     width = data.shape("x")[-1]
     with seeded(seed):
         autoencoder = VaDE(width, num_classes, code_dim, hidden, likelihood)
@@ -73,14 +72,19 @@ def start_spread(
         autoencoder, encoder, data, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         progress=progress, **settings,
     )  # fmt: skip
-    graph = neighbour_graph(codes.cpu().numpy(), num_neighbors)
-    spread = spread_labels(graph, data["y"].cpu().numpy(), known, num_classes, seed=seed)
+    labels = known = None
+    if "y" in data and bool(data.present("y").any()):
+        labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
+    parts = neighbour_parts(
+        codes.double().cpu().numpy(), num_classes, labels, known, num_neighbors=num_neighbors,
+        balance=balance, seed=seed,
+    )  # fmt: skip
     if (folder := settings.get("folder")) is not None:
         settings = {**settings, "folder": Path(folder) / "known"}
-    classes = torch.as_tensor(spread.clusters).to(data["y"])
+    values = {n: (data.stored(n), data.present(n)) for n in data.names if n != "y"}
     fit(
-        program, guide, data.full("y").replace("y", classes),
-        objective=EnumELBO(observed_guide_weights={"y": alpha}), epochs=known_epochs,
-        batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="spread labels",
-        **settings,
+        program, guide, {**values, "y": torch.as_tensor(parts, device=data.device).long()},
+        objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
+        epochs=known_epochs, batch_size=batch_size, lr=lr, seed=seed, progress=progress,
+        title="parts of the graph", **settings,
     )  # fmt: skip
