@@ -281,3 +281,14 @@ def test_exact_posterior_of_finite_sites_by_the_sampler():
         a, b = (nn.functional.one_hot(d[site][:, :5].long(), 4).double().mean(0)
                 for d in (found, exact))  # fmt: skip
         close(a, b, torch.tensor(2 * 0.25 / 1000).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "key"), [("eight_schools", "z", "s"), ("counts", "e", "u")]
+)
+def test_guides_of_a_rung_read_its_inputs(name, site, key, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(comparing, "compare", lambda program, guides, *_, **__: seen.update(guides))
+    comparing.compare_rung(name, ["mean_field"])
+    guide = seen["mean_field"](truth.rung(name).program)
+    assert key in guide.factorisation.reads[site]

@@ -321,5 +321,5 @@ for axis, c in zip(axes, found, strict=True):
 # fill in pixels, take labels, or draw new digits; then start it from the graph.  Asking for parts of
 # like sizes (`balance`) helps: the stored experiment `jiang2017_vade_digits_balanced` has
 # 0.858 ± 0.029 over five seeds, where k-means has 0.793.  With more images the order changes: on the
-# 70,000 of MNIST the stored `jiang2017_vade_mnist_graph` has 0.935 ± 0.058.  MFCVAE is for data that
-# can be sorted in more than one way.
+# 70,000 of MNIST the stored `jiang2017_vade_mnist_balanced` has 0.961 ± 0.002.  MFCVAE is for data
+# that can be sorted in more than one way.
