@@ -546,3 +546,17 @@ def test_to_arviz_has_an_object_for_each_guide():
     objects = found.to_arviz(data, 10)
     assert list(objects) == ["a"]
     assert objects["a"].posterior["z"].shape[1:] == (10, ROWS, 2)
+
+
+def test_a_bound_above_the_evidence_is_no_figure():
+    program, x = Factors(), torch.randn(ROWS, 3)
+    guide = Amortized(program, ["x"], hidden=(8,))
+    low = program.evidence(x) - 1000
+    found = measure(program, guide, {"x": x}, effort=TINY, log_evidence=low)
+    assert not {"elbo", "gap", "iwae_1"} & found.figures.keys()
+    assert re.search(
+        r"the bound is -\d+.*, above the evidence: a density is wrong", found.reasons["elbo"]
+    )
+    found = measure(program, guide, {"x": x}, effort=TINY, log_evidence=program.evidence(x))
+    assert found.figures["elbo"] <= found.evidence
+    assert "elbo" not in found.reasons

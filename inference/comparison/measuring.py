@@ -65,6 +65,7 @@ from pyrozoo.inference.training.result import evaluate
 __all__ = ["Draws", "Effort", "Measures", "Reference", "measure"]
 
 LEVELS = (1, 10, 100, 1000, 5000)
+ABOVE = 1.0  # nats by which a bound exceeds the evidence of rows only if densities are wrong
 BAD = 0.7  # k-hat beyond which importance weights are of no use
 TOGETHER = 5_000  # rows x draws that are evaluated at once
 FEW = 500  # draws, where each of them is a run of its own
@@ -170,8 +171,9 @@ def measure(
         found.reasons |= {"elbo": reason, "khat_bad": reason, "approximation_gap": reason}
     else:
         _bounds(found, bench, log_evidence, outside)
-        _gaps(found, bench, log_evidence, outside or _nothing_proposed(plan))
-        found.set_gaps(found.evidence, found.refined[-1] if found.refined else math.nan)
+        if "elbo" not in found.reasons:
+            _gaps(found, bench, log_evidence, outside or _nothing_proposed(plan))
+            found.set_gaps(found.evidence, found.refined[-1] if found.refined else math.nan)
     _calibrate(found, bench)
     _compare_draws(found, bench, reference)
     return found
@@ -220,6 +222,14 @@ def _bounds(found: Measures, bench: _Bench, exact: Tensor | None, outside: str) 
         found.evidence = found.bounds[max(found.bounds)][0]
     if exact is not None:
         found.evidence = found.figures["log_evidence"] = float(exact.double().mean())
+        if found.figures.get("elbo", -math.inf) > found.evidence + ABOVE:
+            found.reasons["elbo"] = found.reasons["approximation_gap"] = (
+                f"the bound is {found.figures['elbo']:.4g}, above the evidence: a density is wrong"
+                " (in float32 at a covariance that is almost singular?), or the evidence is"
+            )
+            for name in [n for n in found.figures if n == "elbo" or n.startswith("iwae")]:
+                del found.figures[name]
+            found.bounds.clear()
 
 
 def _gaps(found: Measures, bench: _Bench, exact: Tensor | None, reason: str) -> None:
