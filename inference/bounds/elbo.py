@@ -123,7 +123,7 @@ class EnumELBO(TraceEnum_ELBO):
     def is_bound(self) -> bool:
         """Whether the loss is (minus) a lower bound of the evidence: no weight differs from one."""
         extra = self.observed_guide_weights.values()
-        return not _active(self.weights) and all(_is_number(w, 0) for w in extra)
+        return not active(self.weights) and all(_is_number(w, 0) for w in extra)
 
     def __call__(self, program: Net, guide: Net) -> ELBOModule:
         """A module whose call with a batch is the loss, with the parameters of both halves."""
@@ -278,7 +278,7 @@ class EnumELBO(TraceEnum_ELBO):
 
     def _evaluate_pass(self, p: Observed, q: Observed, batch: Batch) -> Value:
         terms = self.trace(p, q, batch)
-        weights = _active(self.weights)
+        weights = active(self.weights)
         if weights or self.free_bits:
             parts = terms.by_site()
             for name in set(self.free_bits) & set(parts):
@@ -370,7 +370,7 @@ def _is_number(weight: Any, number: float) -> bool:
     return not isinstance(weight, Tensor) and weight == number
 
 
-def _active(weights: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+def active(weights: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
     return {name: w for name, w in weights.items() if not _is_number(w, 1)}
 
 

@@ -53,7 +53,7 @@ from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.contract import add, contract, sum_out
-from pyrozoo.inference.bounds.elbo import EnumELBO, Value, _active
+from pyrozoo.inference.bounds.elbo import EnumELBO, Value, active
 from pyrozoo.inference.bounds.gradients import cut_draws, detach_densities
 from pyrozoo.inference.bounds.runs import nesting
 from pyrozoo.inference.bounds.terms import Terms, same_scale
@@ -127,7 +127,7 @@ class ImportanceWeighted(EnumELBO):
 
     def _check(self, plan: Plan) -> None:
         assert plan.guide is not None
-        if weights := _active(self.weights):
+        if weights := active(self.weights):
             raise ValueError(
                 f"the term of {next(iter(weights))!r} has a weight, but importance weights are"
                 " those of the whole density; weights of single terms are for EnumELBO"

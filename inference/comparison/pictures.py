@@ -16,8 +16,8 @@ from pyrozoo.inference.reports.plots import (
     MUTED,
     SECOND,
     Figure,
-    _axes,
-    _label,
+    add_axes,
+    label_axes,
 )
 
 MOST = 6  # panels in a row of them
@@ -56,7 +56,7 @@ def colours(cells: Cells) -> dict[str, str]:
 def bounds(cells: Cells) -> Figure:
     """The importance weighted bound against the number of draws."""
     fig = Figure(figsize=(4.6, 3.6), layout="constrained")
-    ax = _axes(fig)
+    ax = add_axes(fig)
     for name, colour in colours(cells).items():
         found = cells[name].measures
         if found.bounds:
@@ -77,7 +77,7 @@ def bounds(cells: Cells) -> Figure:
     if exact:
         ax.axhline(exact[0], color=MUTED, ls="--", lw=0.9, label="evidence")
     ax.set_xscale("log")
-    _label(ax, "draws", "nats per datum")
+    label_axes(ax, "draws", "nats per datum")
     _legend(ax)
     return fig
 
@@ -85,7 +85,7 @@ def bounds(cells: Cells) -> Figure:
 def khat(cells: Cells) -> Figure:
     """The distribution function of k-hat over rows."""
     fig = Figure(figsize=(4.6, 3.6), layout="constrained")
-    ax = _axes(fig)
+    ax = add_axes(fig)
     for name, colour in colours(cells).items():
         values = cells[name].measures.khat
         if values is not None and len(values) > 1:
@@ -95,7 +95,7 @@ def khat(cells: Cells) -> Figure:
     ax.axvline(0.7, color=MUTED, ls="--", lw=0.9)
     ax.set_xlim(-0.5, REACH)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _label(ax, "k-hat", "rows below")
+    label_axes(ax, "k-hat", "rows below")
     _legend(ax)
     return fig
 
@@ -104,7 +104,7 @@ def gaps(cells: Cells) -> Figure:
     """Approximation and amortisation gap, one bar a guide."""
     shown = [n for n in cells if "approximation_gap" in cells[n].measures.figures]
     fig = Figure(figsize=(4.6, max(1.9, 1.1 + 0.4 * len(shown))), layout="constrained")
-    ax = _axes(fig)
+    ax = add_axes(fig)
     figures = [cells[n].measures.figures for n in shown]
     family = np.array([max(0.0, f["approximation_gap"]) for f in figures])
     network = np.array([max(0.0, f.get("amortisation_gap", 0.0)) for f in figures])
@@ -113,7 +113,7 @@ def gaps(cells: Cells) -> Figure:
     ax.barh(where, network, left=family, color=SECOND, height=0.6, label="network")
     ax.set_yticks(where, shown, color=INK)
     ax.invert_yaxis()
-    _label(ax, "nats per datum", "")
+    label_axes(ax, "nats per datum", "")
     _legend(ax)
     return fig
 
@@ -129,7 +129,7 @@ def ranks(cells: Cells) -> Figure:
     reach = 0.0
     panels = []
     for i, name in enumerate(shown):
-        ax = _axes(fig, (lines, columns, i + 1), name)
+        ax = add_axes(fig, (lines, columns, i + 1), name)
         found = cells[name].measures.calibration
         grid, low, high = found.bands()
         ax.fill_between(grid, low, high, color=FAINT, alpha=0.7, lw=0)
@@ -138,7 +138,7 @@ def ranks(cells: Cells) -> Figure:
                 ax.plot(grid, line, color=shades[name], lw=1)
                 reach = max(reach, float(np.abs(line).max()))
         reach = max(reach, float(np.abs(high).max()))
-        _label(ax, "rank of the true latent", "share, too many" if i % columns == 0 else "")
+        label_axes(ax, "rank of the true latent", "share, too many" if i % columns == 0 else "")
         panels.append(ax)
     for ax in panels:
         ax.set_ylim(-1.1 * reach, 1.1 * reach)
@@ -148,7 +148,7 @@ def ranks(cells: Cells) -> Figure:
 def coverage(cells: Cells) -> Figure:
     """Empirical against nominal coverage."""
     fig = Figure(figsize=(4.6, 3.6), layout="constrained")
-    ax = _axes(fig)
+    ax = add_axes(fig)
     ax.plot([0, 1], [0, 1], color=MUTED, ls="--", lw=0.9)
     for name, colour in colours(cells).items():
         found = cells[name].measures.calibration
@@ -156,7 +156,7 @@ def coverage(cells: Cells) -> Figure:
             ax.plot(found.levels, found.mean_coverage(), color=colour, label=name, lw=1.4)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _label(ax, "claimed", "found")
+    label_axes(ax, "claimed", "found")
     _legend(ax)
     return fig
 
@@ -164,7 +164,7 @@ def coverage(cells: Cells) -> Figure:
 def progress(cells: Cells, target: float = math.nan) -> Figure:
     """The bound of the training rows against seconds."""
     fig = Figure(figsize=(4.6, 3.6), layout="constrained")
-    ax, lowest = _axes(fig), []
+    ax, lowest = add_axes(fig), []
     for name, colour in colours(cells).items():
         history = cells[name].result.history
         if _races(cells[name]):
@@ -178,7 +178,7 @@ def progress(cells: Cells, target: float = math.nan) -> Figure:
         ax.axhline(target, color=MUTED, ls=":", lw=0.9)
     ax.set_ylim(bottom=min(lowest))
     ax.set_xscale("log")
-    _label(ax, "seconds", "nats per datum")
+    label_axes(ax, "seconds", "nats per datum")
     _legend(ax)
     return fig
 
@@ -195,17 +195,17 @@ def draws(cells: Cells, row: int = 0) -> Figure:
     low, high = np.quantile(np.concatenate([exact, *owns]), [0.002, 0.998], axis=0)
     pad = 0.1 * (high - low) + 1e-6
     for i, (name, own) in enumerate(zip(shown, owns, strict=True)):
-        ax = _axes(fig, (lines, columns, i + 1), name)
+        ax = add_axes(fig, (lines, columns, i + 1), name)
         if exact.shape[1] > 1:
             ax.scatter(*exact[:, :2].T, s=5, color=MUTED, alpha=0.35, lw=0, label="posterior")
             ax.scatter(*own[:, :2].T, s=6, color=SECOND, alpha=0.5, lw=0, label="guide")
             ax.set_ylim(low[1] - pad[1], high[1] + pad[1])
-            _label(ax, heads[0], heads[1] if i % columns == 0 else "")
+            label_axes(ax, heads[0], heads[1] if i % columns == 0 else "")
         else:
             edges = np.linspace(low[0] - pad[0], high[0] + pad[0], 40)
             ax.hist(exact[:, 0], edges, density=True, color=MUTED, alpha=0.5, label="posterior")
             ax.hist(own[:, 0], edges, density=True, histtype="step", color=SECOND, label="guide")
-            _label(ax, heads[0], "density" if i % columns == 0 else "")
+            label_axes(ax, heads[0], "density" if i % columns == 0 else "")
         ax.set_xlim(low[0] - pad[0], high[0] + pad[0])
         if i == 0:
             for mark in ax.legend(frameon=False, fontsize=7.5, labelcolor=INK).legend_handles:

@@ -25,10 +25,10 @@ from pyrozoo.inference.reports.plots import (
     SECOND,
     Array,
     Figure,
-    _axes,
-    _label,
-    _short,
-    _style,
+    add_axes,
+    label_axes,
+    shorten,
+    style_axes,
 )
 
 COLUMNS, MOST, PICTURES = 3, 4, 8  # of panels; sites of a kind; pictures of a strip
@@ -74,7 +74,7 @@ def watched(
     fig = Figure(figsize=(max(9.4 * columns / 3, 4.6), 2.15 * rows), layout="constrained")
     first, last = history[0]["epoch"], now["epoch"]
     for i, (kind, name, title, top) in enumerate(panels):
-        ax = _axes(fig, (rows, columns, i + 1), title)
+        ax = add_axes(fig, (rows, columns, i + 1), title)
         if kind == "share":
             assert shares is not None
             _stack(ax, shares[name], (colours or {}).get(name, {}))
@@ -87,7 +87,7 @@ def watched(
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         units = {"used": "clusters", "entropy": "nats per datum", "active": "dimensions"}
         bottom = i // columns == rows - 1
-        _label(ax, "epoch" if bottom else "", units.get(kind, ""))
+        label_axes(ax, "epoch" if bottom else "", units.get(kind, ""))
     return fig
 
 
@@ -161,7 +161,7 @@ def strip(
     limits = [_limits(known[:, i]) for i in range(known.shape[1])] if len(known) else []
     for i, (epoch, points) in enumerate(zip(chosen, flat, strict=True)):
         ax = fig.add_subplot(rows, columns, i + 1)
-        _style(ax, frame=False)
+        style_axes(ax, frame=False)
         for spine in ax.spines.values():
             spine.set_visible(True)
         ax.set_title(f"epoch {epoch}", fontsize=9, color=MUTED, loc="left", pad=4)
@@ -182,7 +182,7 @@ def strip(
     if 1 < len(shown) <= 20:
         dots = [Line2D([], [], ls="", marker="o", ms=5, color=colours[g]) for g in shown]
         fig.legend(
-            dots, [_short(names[g], 14) for g in shown], loc="outside upper center", frameon=False,
+            dots, [shorten(names[g], 14) for g in shown], loc="outside upper center", frameon=False,
             ncols=min(10, len(shown)), fontsize=8, labelcolor=MUTED, handletextpad=0.1,
             columnspacing=1.2,
         )  # fmt: skip

@@ -58,7 +58,7 @@ def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> F
     rows = math.ceil(len(names) / columns)
     fig = Figure(figsize=(min(9.4, 3.6 * columns), 2.3 * rows), layout="constrained")
     for i, name in enumerate(names):
-        ax = _axes(fig, (rows, columns, i + 1), f"term of {name}" if i else name)
+        ax = add_axes(fig, (rows, columns, i + 1), f"term of {name}" if i else name)
         for key, colour, style in ((name, ACCENT, "-"), (f"val_{name}", SECOND, "--")):
             if points := [(r["epoch"], r[key]) for r in history if key in r]:
                 label = "held out" if key.startswith("val_") else "training rows"
@@ -71,7 +71,7 @@ def curves(history: Sequence[Mapping[str, float]], kept: int | None = None) -> F
         ax.grid(True, axis="y", color=FAINT, lw=0.6)
         if i == 0 and f"val_{name}" in history[-1]:
             ax.legend(frameon=False, fontsize=8, labelcolor=MUTED)
-        _label(ax, "epoch", "" if i % columns else "nats per datum")
+        label_axes(ax, "epoch", "" if i % columns else "nats per datum")
     return fig
 
 
@@ -104,12 +104,12 @@ def image_rows(
             board[y : y + tall, x : x + wide, :3] = unit.transpose(1, 2, 0)
             board[y : y + tall, x : x + wide, 3] = 1
     board = board[:-pad, :-pad]
-    heads = [_short(text, 28) for text, _ in rows]
+    heads = [shorten(text, 28) for text, _ in rows]
     left, scale = 0.078 * max(map(len, heads)) + 0.2, min(height / tall, 7 / board.shape[1])
     width, depth = left + board.shape[1] * scale, board.shape[0] * scale
     fig = Figure(figsize=(width, depth))
     ax = fig.add_axes((left / width, 0, 1 - left / width, 1))
-    _style(ax, frame=False)
+    style_axes(ax, frame=False)
     ax.imshow(board, aspect="auto")
     ax.set_xticks([])
     middles = [i * (tall + pad) + (tall - 1) / 2 for i in range(len(rows))]
@@ -129,11 +129,11 @@ def heat_map(
         labels: what the rows, the columns and the colours are.
     """
     counts = values.dtype.kind in "iu"
-    names = [_short(n) for n in columns] if len(columns) <= 40 else []
+    names = [shorten(n) for n in columns] if len(columns) <= 40 else []
     slanted = max(map(len, names), default=0) > 3
     width, depth = 1.5 + 0.31 * values.shape[1], 0.9 + 0.3 * len(values) + slanted
     fig = Figure(figsize=(np.clip(width, 4.5, 9.2), np.clip(depth, 2.2, 9)), layout="constrained")
-    ax = _axes(fig, frame=False)
+    ax = add_axes(fig, frame=False)
     shown = values / np.maximum(values.sum(1, keepdims=True), 1) if counts else values
     top = 1.0 if counts else float(np.abs(values).max()) or 1.0
     cmap, low = (COUNTS, 0.0) if counts else (SIGNED, -top)
@@ -143,14 +143,14 @@ def heat_map(
         ax.text(j, i, str(value or "·"), ha="center", va="center", fontsize=7.5, color=colour)
     if not counts:
         bar = fig.colorbar(mesh, ax=ax, pad=0.01, aspect=30)
-        _style(bar.ax, frame=False)
+        style_axes(bar.ax, frame=False)
         bar.set_label(labels[2], fontsize=8.5, color=MUTED)
     if len(rows) <= 40:
-        ax.set_yticks(range(len(rows)), [_short(n, 28) for n in rows])
+        ax.set_yticks(range(len(rows)), [shorten(n, 28) for n in rows])
     if names:
         turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
         ax.set_xticks(range(len(names)), names, **turned)
-    _label(ax, labels[1], labels[0])
+    label_axes(ax, labels[1], labels[0])
     return fig
 
 
@@ -170,22 +170,22 @@ def codes(
     size = (4.6 * count if count > 1 else 6.4, 4.2 if flat else 2.8)
     fig = Figure(figsize=size, layout="constrained")
     for i, (title, ids, names, colours) in enumerate(groupings):
-        ax = _axes(fig, (1, count, i + 1), title)
-        _label(ax, axes[0], axes[1] if flat else "rows")
+        ax = add_axes(fig, (1, count, i + 1), title)
+        label_axes(ax, axes[0], axes[1] if flat else "rows")
         groups = [g for g in names if (ids == g).any()]
         if flat:
             dot = float(np.clip(6000 / len(points), 5, 40))
             ax.scatter(*points.T, s=dot, c=[colours[g] for g in ids], alpha=0.8, linewidths=0)
         else:
             parts, shades = [points[ids == g, 0] for g in groups], [colours[g] for g in groups]
-            heads = [_short(names[g]) for g in groups]
+            heads = [shorten(names[g]) for g in groups]
             ax.hist(parts, bins=40, stacked=True, color=shades, label=heads)
         if not flat and 1 < len(groups) <= 20:
             ax.legend(frameon=False, fontsize=7, labelcolor=INK)
         for g in groups if flat and 1 < len(groups) <= 30 else ():
             x, y = np.median(points[ids == g], axis=0)
             box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[g], "alpha": 0.85}
-            ax.text(x, y, _short(names[g], 12), fontsize=8, ha="center", va="center", bbox=box)
+            ax.text(x, y, shorten(names[g], 12), fontsize=8, ha="center", va="center", bbox=box)
     return fig
 
 
@@ -199,11 +199,14 @@ def sizes(shares: Array, sure: Array, names: Sequence[str], colours: Sequence[st
     """
     fig = Figure(figsize=(4.5, max(2.0, 0.9 + 0.3 * len(shares))), layout="constrained")
     where = np.arange(len(shares))
-    left, right = _axes(fig, (1, 2, 1), "share of rows"), _axes(fig, (1, 2, 2), "mean confidence")
+    left, right = (
+        add_axes(fig, (1, 2, 1), "share of rows"),
+        add_axes(fig, (1, 2, 2), "mean confidence"),
+    )
     left.barh(where, shares, color=colours, height=0.65)
     right.scatter(sure, where, c=colours, s=34)
     right.set_xlim(0, 1.04)
-    for ax, ticks in ((left, [_short(n) for n in names]), (right, [""] * len(names))):
+    for ax, ticks in ((left, [shorten(n) for n in names]), (right, [""] * len(names))):
         ax.set_ylim(len(shares) - 0.4, -0.6)
         ax.set_yticks(where, ticks)
         ax.tick_params(axis="y", length=0)
@@ -227,12 +230,12 @@ def reliability(probabilities: Array, labels: Array, num_bins: int = 15) -> Figu
     inside = (bins == np.unique(bins)[:, None]).astype(float)
     x, y, share = inside @ sure / inside.sum(1), inside @ right / inside.sum(1), inside.mean(1)
     fig = Figure(figsize=(4.5, 3.9), layout="constrained")
-    ax = _axes(fig)
+    ax = add_axes(fig)
     ax.plot([0, 1], [0, 1], color=MUTED, lw=0.9, ls="--")
     ax.plot(x, y, color=ACCENT, lw=1)
     ax.scatter(x, y, s=20 + 400 * share, color=ACCENT, alpha=0.75, linewidths=0)
     ax.grid(True, color=FAINT, lw=0.6)
-    _label(ax, "mean probability of the predicted label", "share of predictions that are right")
+    label_axes(ax, "mean probability of the predicted label", "share of predictions that are right")
     return fig
 
 
@@ -254,23 +257,25 @@ def agreement(observed: Array, rebuilt: Mapping[str, Array], scaled: bool = Fals
     pick = np.random.default_rng(0).permutation(np.flatnonzero(~np.isnan(observed)))[:3000]
     x = observed.reshape(-1)[pick]
     for i, (title, values) in enumerate(rebuilt.items()):
-        ax = _axes(fig, (1, len(rebuilt), i + 1), title)
+        ax = add_axes(fig, (1, len(rebuilt), i + 1), title)
         ax.plot([x.min(), x.max()], [x.min(), x.max()], color=MUTED, lw=0.9, ls="--")
         ax.scatter(x, values.reshape(-1)[pick], s=6, color=ACCENT, alpha=0.4, linewidths=0)
-        _label(ax, "observed" + unit, "mean under the model" + unit)
+        label_axes(ax, "observed" + unit, "mean under the model" + unit)
     return fig
 
 
-def _axes(
+def add_axes(
     fig: Figure, place: Sequence[int] = (1, 1, 1), title: str = "", frame: bool = True
 ) -> Any:
+    """Axes in the style of all pictures, with or without a frame."""
     ax = fig.add_subplot(*place)
-    _style(ax, frame)
-    ax.set_title(_short(title, 60), fontsize=9.5, color=INK, loc="left")
+    style_axes(ax, frame)
+    ax.set_title(shorten(title, 60), fontsize=9.5, color=INK, loc="left")
     return ax
 
 
-def _style(ax: Any, frame: bool) -> None:
+def style_axes(ax: Any, frame: bool) -> None:
+    """Quiet ticks, and lines on the left and below or none."""
     ax.tick_params(which="both", colors=MUTED, labelsize=8, length=2.5 if frame else 0)
     for side, spine in ax.spines.items():
         spine.set_visible(frame and side in ("left", "bottom"))
@@ -278,12 +283,13 @@ def _style(ax: Any, frame: bool) -> None:
     ax.set_facecolor("none")
 
 
-def _label(ax: Any, x: str, y: str) -> None:
+def label_axes(ax: Any, x: str, y: str) -> None:
+    """Name both axes."""
     ax.set_xlabel(x, fontsize=8.5, color=MUTED)
     ax.set_ylabel(y, fontsize=8.5, color=MUTED)
 
 
-def _short(text: str, length: int = 18) -> str:
+def shorten(text: str, length: int = 18) -> str:
     """At most so many letters, on one line, without anything that would start a formula."""
     text = " ".join(text.split())
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")

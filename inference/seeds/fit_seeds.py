@@ -26,7 +26,7 @@ from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
 from pyrozoo.inference.seeds.team import Training, at_once, member, run
 from pyrozoo.inference.seeds.together import NotTraced
-from pyrozoo.inference.training.fit import _check_options, _scheduled, fit
+from pyrozoo.inference.training.fit import check_options, fit, with_weights
 from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Result
 from pyrozoo.inference.training.schedules import Schedule, read_schedule
@@ -89,7 +89,7 @@ def fit_seeds(
         FloatingPointError: as :func:`.fit`, with the seed.
         RuntimeError: a number in a module was changed during the fit, all at once.
     """
-    _check_options(epochs, batch_size, lr, patience, False, None)
+    check_options(epochs, batch_size, lr, patience, False, None)
     lr_schedule = read_schedule(lr_schedule, epochs)
     if together not in (True, False, "auto"):
         raise ValueError(f"together is True, False or 'auto', got {together!r}")
@@ -140,7 +140,7 @@ def fit_seeds(
         start = None
     scheduled = {name: torch.ones((), device=whole.device) for name in weights or {}}
     bar = Bar(progress, title, "loss" if 0 in shared.weights.values() else "bound")
-    with pyro.validation_enabled(False), _scheduled(shared, scheduled):
+    with pyro.validation_enabled(False), with_weights(shared, scheduled):
         try:
             steps = at_once(team, whole, batch_size)
             if together is True or steps.flops <= MOST_FLOPS:

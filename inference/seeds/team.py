@@ -18,7 +18,7 @@ from pyrozoo.inference.observing import Net
 from pyrozoo.inference.seeds.together import NotCompiled, NotTraced, Together
 from pyrozoo.inference.staging.staged import Staged
 from pyrozoo.inference.training import checkpoint
-from pyrozoo.inference.training.fit import _name, _stop
+from pyrozoo.inference.training.fit import stored_name, why_stop
 from pyrozoo.inference.training.guarding import Guard
 from pyrozoo.inference.training.progress import Bar
 from pyrozoo.inference.training.result import Record, Result, evaluate
@@ -84,7 +84,7 @@ def member(
     if held_out is not None:
         held_out = held_out.to(whole.device)
     staged = Staged(objective, p, q, compile=False)
-    names = {_name(n): x for n, x in staged.module.named_parameters() if x.requires_grad}
+    names = {stored_name(n): x for n, x in staged.module.named_parameters() if x.requires_grad}
     if not names:
         raise ValueError("neither the program nor the guide has a parameter to train")
     guard = Guard(
@@ -246,5 +246,5 @@ def _finish(m: Member, record: Record, training: Training) -> bool:
         m.best_score, result.best_epoch = better, result.epoch
         if m.held_out is not None:
             m.best = {k: v.detach().clone() for k, v in result.parameters.items()}
-    result.stopped = _stop(result, training.callbacks, training.patience)
+    result.stopped = why_stop(result, training.callbacks, training.patience)
     return bool(result.stopped)

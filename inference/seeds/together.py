@@ -22,7 +22,7 @@ from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.seeds.lifting import lift, many, squares
 from pyrozoo.inference.staging.layout import Inputs
-from pyrozoo.inference.staging.staged import Staged, _active, _kind, _leaves, _scalar
+from pyrozoo.inference.staging.staged import Staged, is_active, kind_of, leaves_of, like_scalar
 from pyrozoo.inference.staging.tracing import (
     NotCompiled,
     NotTraced,
@@ -33,7 +33,7 @@ from pyrozoo.inference.staging.tracing import (
     gradient,
     loss_of,
 )
-from pyrozoo.inference.training.fit import _name
+from pyrozoo.inference.training.fit import stored_name
 
 
 class Together:
@@ -73,7 +73,7 @@ class Together:
         self.parameters: list[nn.Parameter] = []
         examples = [next(s._inputs(self.layout, b)) for s, b in zip(staged, batches, strict=True)]
         for i, (batch, inputs) in enumerate(zip(batches, examples, strict=True)):
-            if _kind(batch) != _kind(batches[0]) or not self.layout.takes(batch):
+            if kind_of(batch) != kind_of(batches[0]) or not self.layout.takes(batch):
                 raise NotTraced("the seeds have batches of different kinds")
             self._check(i, batch, inputs)
         with FlopCounterMode(display=False) as counter:
@@ -91,13 +91,13 @@ class Together:
             for name in [*first, *tensors]:
                 here, there = (_described(x, name) for x in (tensors, first))
                 if here != there:
-                    of = f"{_name(name)} is {there} for seed {self.seeds[0]}"
+                    of = f"{stored_name(name)} is {there} for seed {self.seeds[0]}"
                     raise ValueError(f"the pairs differ: {of}, but {here} for seed {seed}")
             for name, x in tensors.items():
                 if isinstance(x, nn.Parameter) and owners.setdefault(id(x), seed) != seed:
                     raise ValueError(
-                        f"seeds {owners[id(x)]} and {seed} share {_name(name)}: make(seed) builds"
-                        " a new program and a new guide in every call"
+                        f"seeds {owners[id(x)]} and {seed} share {stored_name(name)}: make(seed)"
+                        " builds a new program and a new guide in every call"
                     )
 
     # ---- one graph for all ----------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Together:
         own = [x if n is None else self.tensors[i][n] for n, x in self.constants]
         with torch.no_grad():
             copies = [x.detach().clone() for x in own]
-            return list(self.module(*copies, *_leaves(inputs), *(x[i] for x in self.noise)))
+            return list(self.module(*copies, *leaves_of(inputs), *(x[i] for x in self.noise)))
 
     def _check(self, i: int, batch: Batch, inputs: Inputs) -> None:
         """Check that the graph, with the parameters of a seed, is what its pair computes."""
@@ -274,15 +274,15 @@ class Together:
         shares = first.shares
         if self.layout.names:
             shares = [torch.stack(x) for x in zip(*(x.shares for x in inputs), strict=True)]
-        return [*leaves, *shares, *_leaves(first._replace(batches=[], shares=[]))]
+        return [*leaves, *shares, *leaves_of(first._replace(batches=[], shares=[]))]
 
     def _options(self, rows: int) -> list[Tensor]:
         """What all seeds share of the inputs of a pass."""
         own, like = self.staged[0].objective, self.layout.full
-        weights = {n: _scalar(w, like) for n, w in own.weights.items() if _active(w)}
-        of_guide = {n: _scalar(w, like) for n, w in own.observed_guide_weights.items()}
-        shared = _scalar(1 / (own.num_rows or rows), like)
-        return _leaves(Inputs([], [], shared, weights, of_guide))
+        weights = {n: like_scalar(w, like) for n, w in own.weights.items() if is_active(w)}
+        of_guide = {n: like_scalar(w, like) for n, w in own.observed_guide_weights.items()}
+        shared = like_scalar(1 / (own.num_rows or rows), like)
+        return leaves_of(Inputs([], [], shared, weights, of_guide))
 
 
 def _idle(inputs: Inputs) -> Inputs:

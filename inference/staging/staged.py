@@ -107,7 +107,7 @@ class Staged:
         total: list[Tensor] = []
         with torch.no_grad():
             for inputs in self._inputs(step.layout, batch):
-                found = step.run(*step.traced.constants, *_leaves(inputs))
+                found = step.run(*step.traced.constants, *leaves_of(inputs))
                 total = [a + b for a, b in zip(total, found, strict=True)] if total else found
         for i, grad in zip(step.traced.used, total[1:], strict=True):
             step.parameters[i].grad = grad
@@ -134,9 +134,14 @@ class Staged:
             if len(passes) == 1 and key in self._captured:  # the first step fills the optimiser
                 if (captured := self._captured[key]) is None:
                     captured = self._captured[key] = Captured(
-                        step.run, step.traced, step.parameters, _leaves(passes[0]), optimizer, clip
+                        step.run,
+                        step.traced,
+                        step.parameters,
+                        leaves_of(passes[0]),
+                        optimizer,
+                        clip,
                     )
-                loss = captured(_leaves(passes[0]))
+                loss = captured(leaves_of(passes[0]))
                 check(loss)
                 return loss
             if capturable(optimizer):
@@ -150,9 +155,9 @@ class Staged:
 
     def _inputs(self, layout: Layout, batch: Batch) -> Iterator[Inputs]:
         own, like = self.objective, layout.full
-        weights = {n: _scalar(w, like) for n, w in own.weights.items() if _active(w)}
-        of_guide = {n: _scalar(w, like) for n, w in own.observed_guide_weights.items()}
-        shared = _scalar(1 / (own.num_rows or len(batch)), like)
+        weights = {n: like_scalar(w, like) for n, w in own.weights.items() if is_active(w)}
+        of_guide = {n: like_scalar(w, like) for n, w in own.observed_guide_weights.items()}
+        shared = like_scalar(1 / (own.num_rows or len(batch)), like)
         for batches, shares in layout.passes(batch):
             yield Inputs(batches, shares, shared, weights, of_guide)
             shared = torch.zeros_like(shared)  # counted in the first pass
@@ -169,7 +174,7 @@ class Staged:
     # ---- one graph for every kind of batch -------------------------------------------------------
 
     def _find(self, batch: Batch) -> _Step | None:
-        kind = _kind(batch)
+        kind = kind_of(batch)
         key = (kind, self._state())
         if key not in self._steps:
             if sum(of == kind for of, _ in self._steps) >= MOST_GRAPHS:
@@ -193,7 +198,7 @@ class Staged:
             tuple([found.get(name) for found, name, _ in self._attributes]),
             tuple([x.requires_grad for x in self._parameters]),
             tuple([x for x in own.__dict__.values() if isinstance(x, _PLAIN)]),
-            tuple([n for n, w in own.weights.items() if _active(w)]),
+            tuple([n for n, w in own.weights.items() if is_active(w)]),
             tuple(own.observed_guide_weights),
             tuple(own.free_bits.items()),
         )
@@ -236,7 +241,7 @@ class Staged:
 
         traced = trace(objective, p, q, parameters, inputs)
         right = draw(program)
-        arguments = (*traced.constants, *_leaves(inputs))
+        arguments = (*traced.constants, *leaves_of(inputs))
         with torch.no_grad():
             try:
                 same = agree(draw(traced.module, *arguments), right)
@@ -291,7 +296,7 @@ def stage(
     return staged
 
 
-def _kind(batch: Batch) -> Any:
+def kind_of(batch: Batch) -> Any:
     """What batches have in common that share a graph."""
     sites = [
         (n, batch.stored(n).dtype, batch.shape(n)[1:], batch.partly(n) and batch.present(n).dim())
@@ -300,13 +305,16 @@ def _kind(batch: Batch) -> Any:
     return batch._dtype, batch.device, tuple(sites)
 
 
-def _active(weight: float | Tensor) -> bool:
+def is_active(weight: float | Tensor) -> bool:
+    """Whether a weight may differ from one."""
     return isinstance(weight, Tensor) or weight != 1
 
 
-def _scalar(weight: float | Tensor, like: Tensor) -> Tensor:
+def like_scalar(weight: float | Tensor, like: Tensor) -> Tensor:
+    """A weight as a scalar tensor of the kind of another."""
     return torch.as_tensor(weight, dtype=like.dtype, device=like.device)
 
 
-def _leaves(inputs: Inputs) -> list[Tensor]:
+def leaves_of(inputs: Inputs) -> list[Tensor]:
+    """The tensors of the inputs of a graph, in its order."""
     return [x.contiguous() for x in _pytree.tree_leaves(inputs)]

@@ -134,7 +134,7 @@ def fit(
 
     Whatever is raised, the last checkpoint stays.
     """
-    _check_options(epochs, batch_size, lr, patience, resume, folder)
+    check_options(epochs, batch_size, lr, patience, resume, folder)
     lr_schedule = read_schedule(lr_schedule, epochs)
     objective = copy.copy(objective or EnumELBO())  # its dictionaries stay shared
     objective.inputs, objective._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
@@ -146,7 +146,7 @@ def fit(
     ranks = processes.start(device, devices)
     fabric = ranks.fabric
     module = objective(p, q)
-    names = {_name(n): x for n, x in module.named_parameters() if x.requires_grad}
+    names = {stored_name(n): x for n, x in module.named_parameters() if x.requires_grad}
     if not names:
         raise ValueError(
             "neither the program nor the guide has a parameter to train (pyro.param is not seen"
@@ -253,14 +253,14 @@ def fit(
                     raise
             return evaluate(p, q, batch, objective, batch_size=batch_size, watch=watch)
 
-        unchecked, weighted = pyro.validation_enabled(False), _scheduled(objective, scheduled)
+        unchecked, weighted = pyro.validation_enabled(False), with_weights(objective, scheduled)
         with seeded(seed), unchecked, weighted, guard, bar, Reader(train) as reader:
             bar.say(title or "fit", *(f"  {line}" for line in result.sites), *ranks.words)
             if going_on:
                 with ranks.together():
                     state.load(epochs)
                 if result.stopped:
-                    result.stopped = ranks.each(lambda: _stop(result, callbacks, patience))
+                    result.stopped = ranks.each(lambda: why_stop(result, callbacks, patience))
                 bar.say(f"going on after epoch {result.epoch}")
             else:
                 with ranks.together():
@@ -284,7 +284,7 @@ def fit(
                     state.best_score, result.best_epoch = better, epoch + 1
                     if held_out is not None:
                         state.keep_best()
-                result.stopped = ranks.each(lambda: _stop(result, callbacks, patience))
+                result.stopped = ranks.each(lambda: why_stop(result, callbacks, patience))
                 ranks.level(values)
                 if epoch + 1 == epochs or result.stopped or (epoch + 1) % save_every == 0:
                     with ranks.together():
@@ -295,7 +295,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _scheduled(objective: EnumELBO, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def with_weights(objective: EnumELBO, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Give the objective these weights; afterwards it has its own again."""
     before = dict(objective.weights)
     objective.weights.update(weights)
@@ -306,7 +306,7 @@ def _scheduled(objective: EnumELBO, weights: Mapping[str, Tensor]) -> Iterator[N
         objective.weights.update(before)
 
 
-def _stop(
+def why_stop(
     result: Result, callbacks: Iterable[Callable[[Result], bool | None]], patience: int | None
 ) -> str:
     """Why the fit stops after this epoch ('' if it goes on)."""
@@ -318,16 +318,17 @@ def _stop(
     return ""
 
 
-def _name(parameter: str) -> str:
+def stored_name(parameter: str) -> str:
     """``program.<name>`` or ``guide.<name>``, as a checkpoint has it."""
     half, _, rest = parameter.partition(".")
     rest = rest.removeprefix("module.").removeprefix("inside.")
     return f"{'guide' if half == 'guide' else 'program'}.{rest}"
 
 
-def _check_options(
+def check_options(
     epochs: int, batch_size: int, lr: float, patience: int | None, resume: bool, folder: Any
 ) -> None:
+    """Raise ValueError where an option of a fit is out of its range."""
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
         if not value > 0 or not math.isfinite(value):
             raise ValueError(f"{name} is positive, got {value}")

@@ -120,7 +120,7 @@ def read_h5ad(path: Path) -> Source:
     """Read X, ``obs`` and ``var`` of an ``.h5ad``, and nothing else of it."""
     pd, h5py, anndata = library("pandas"), library("h5py"), library("anndata.io")
     with h5py.File(path, "r") as file:
-        _refuse_links(file, h5py)
+        refuse_links(file, h5py)
         if lacks := [key for key in ("X", "obs", "var") if key not in file]:
             raise ValueError(f"it has no {' and no '.join(lacks)}")
         matrix, obs, var = (anndata.read_elem(file[key]) for key in ("X", "obs", "var"))
@@ -134,7 +134,7 @@ def read_h5ad(path: Path) -> Source:
     return Source(frame, str(path), extra=obs, counts=counts)
 
 
-def _refuse_links(file: Any, h5py: Any) -> None:
+def refuse_links(file: Any, h5py: Any) -> None:
     """Raise a ValueError if reading the file would read another one."""
 
     def is_link(name: str, link: Any) -> str | None:

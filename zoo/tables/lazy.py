@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pyrozoo.zoo.tables.cells import library, some
 from pyrozoo.zoo.tables.columnar import ParquetColumns, ParquetFile, SparseRows
-from pyrozoo.zoo.tables.formats import _refuse_links
+from pyrozoo.zoo.tables.formats import refuse_links
 from pyrozoo.zoo.tables.schema import SITE_NAME
 from pyrozoo.zoo.tables.sources import MASK, take_masks
 
@@ -144,7 +144,7 @@ def _npy(path: Path, wanted: Any = None, everything: bool = True) -> Any:
 def _hdf5(path: Path, wanted: dict[str, Any], everything: bool) -> dict[str, Any]:
     h5py = library("h5py", "storage")
     file = _opened(path, lambda: h5py.File(path, "r"))
-    _refuse_links(file, h5py)
+    refuse_links(file, h5py)
     return _datasets(path, file, wanted, everything)
 
 
@@ -174,7 +174,7 @@ def _datasets(path: Path, file: Any, wanted: dict[str, Any], everything: bool) -
 def _h5ad(path: Path, wanted: dict[str, Any], everything: bool) -> dict[str, Any]:
     h5py, anndata = library("h5py"), library("anndata.io")
     file = _opened(path, lambda: h5py.File(path, "r"))
-    _refuse_links(file, h5py)
+    refuse_links(file, h5py)
     label = wanted.pop("y", None)
     found: dict[str, Any] = {}
     for site, name in (wanted or {"x": "X"}).items():
