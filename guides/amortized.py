@@ -15,6 +15,7 @@ the drawn values by name.  None knows the loss, the data set or the number of ro
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -108,6 +109,10 @@ class Amortized(Part):
             s.name: bijection(s) for s in targets if s.continuous and s.name not in self._own
         }
         found = invert(graph, self.given, list(self._sites), structure)
+        unread = [n for n in some.names if n not in graph.sites and n not in self.given]
+        if any(site.local for site in targets):
+            note = "an input that no site reads; a guide that should know it has it in given, too"
+            found = dataclasses.replace(found, notes=found.notes | dict.fromkeys(unread, note))
         self.factorisation: Factorisation = self._limit(found, read_globals, structure)
         families = family if isinstance(family, Mapping) else dict.fromkeys(self._sites, family)
         if unknown := set(families) - set(self._sites):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyrozoo.guides import Amortized
 from pyrozoo.inference import Batch, log_evidence
 from pyrozoo.inference.comparison.measuring import Effort
 from pyrozoo.inference.comparison.references import nuts
@@ -292,3 +293,5 @@ def test_guides_of_a_rung_read_its_inputs(name, site, key, monkeypatch):
     comparing.compare_rung(name, ["mean_field"])
     guide = seen["mean_field"](truth.rung(name).program)
     assert key in guide.factorisation.reads[site]
+    only = Amortized(truth.rung(name).program, given=["x"], example=truth.rung(name).data)
+    assert f"{key}: an input that no site reads" in str(only)
