@@ -10,6 +10,7 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch import nn
 
+from pyrozoo import zoo
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import (
     IWELBO,
@@ -29,6 +30,7 @@ from pyrozoo.inference import (
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.runs import one_by_one
 from pyrozoo.inference.comparison.importance import joint_log_weights
+from pyrozoo.zoo import datasets
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +224,13 @@ def test_objectives_that_need_all_draws_say_what_to_write(objective):
     wrong, _, guide = pairs("dim=1")
     with pytest.raises(ValueError, match=r"4 draws at once are not possible: .*; write .*dim=-1"):
         objective.differentiable_loss(wrong, guide, data("dim=1"))
+
+
+@pytest.mark.parametrize("method", zoo.list_methods())
+def test_no_method_of_the_catalogue_is_run_one_by_one(method):
+    x = datasets.load("digits", split="train").x[:30]
+    given = {"x_left": x[:, :32], "x_right": x[:, 32:]} if method == "mvae" else {"x": x}
+    model = zoo.create(method, given)
+    ready, _ = pair(model.program, model.guide)
+    reason = one_by_one(ready, Batch.of(given))
+    assert not reason
