@@ -22,7 +22,7 @@ from pyrozoo.zoo import estimators
 from pyrozoo.zoo.estimators import DeepClassifier, DeepClusterer
 
 SMALL = {"latent_dim": 2, "hidden": (8,), "epochs": 1, "num_samples": 2, "random_state": 0}
-QUICK = {"epochs": 1, "num_starts": 1}
+QUICK = {"epochs": 10, "num_starts": 1, "lr": 1e-2}
 GOOD = {"epochs": 20, "num_starts": 3, "lr": 1e-2, "batch_size": 32}
 STEPS = {"lr": 0.1, "batch_size": 32}
 

@@ -12,12 +12,14 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.graph import innermost
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
@@ -177,6 +179,8 @@ class _Slice(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         site = self.sites.get(msg["name"])
         if site is None or msg["is_observed"] or site["infer"].get("_enumerate_dim") is not None:
+            return
+        if isinstance(innermost(msg["fn"]), Delta):  # computed, up to rounding, from what is given
             return
         event = msg["fn"].event_dim
         value = _at(site["value"], self.index, self.dim - event)
