@@ -234,3 +234,16 @@ def test_no_method_of_the_catalogue_is_run_one_by_one(method):
     ready, _ = pair(model.program, model.guide)
     reason = one_by_one(ready, Batch.of(given))
     assert not reason
+
+
+@pytest.mark.parametrize("family", ["mean_field", "full"])
+def test_draws_at_the_edge_of_a_support_count_as_equal(family):
+    def program(batch):
+        with pyro.plate("data", len(batch)):
+            p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+            u = pyro.sample("u", dist.Beta(torch.ones(()), 1.0))
+            pyro.sample("x", dist.Normal(p * u.unsqueeze(-1), 0.2).to_event(1))
+
+    x = torch.rand(20, 3)
+    guide = Amortized(program, ["x"], hidden=(4,), family=family, init_scale=15.0)
+    assert not one_by_one(pair(program, guide)[0], Batch.of({"x": x}))

@@ -7,6 +7,7 @@ index what all rows share by ``x[k]``, cannot do with it; then draws are run one
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pyro
@@ -26,6 +27,7 @@ from pyrozoo.inference.plan import Plan
 
 PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
 TRIED = 2  # draws that are run both ways
+REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 FIX = (
     "write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is drawn, and dim=-1"
     " for dim=1"
@@ -110,12 +112,26 @@ def _readable(p: Observed, batch: Batch) -> bool:
 
 
 def _difference(p: Observed, q: Observed | None, batch: Batch, plan: Plan) -> str:
-    dim = -1 - nesting(plan)
     try:
         together = _both(p, q, batch, plan, TRIED, {})
         wide = {name: _densities(sites) for name, sites in together.items()}
-    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
+    except REFUSALS as error:
         return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    with contextlib.suppress(*REFUSALS):  # what cannot be run alone fails in the open
+        return _other_density(p, q, batch, plan, together, wide)
+    return ""
+
+
+def _other_density(
+    p: Observed,
+    q: Observed | None,
+    batch: Batch,
+    plan: Plan,
+    together: dict[str, dict[str, Any]],
+    wide: dict[str, dict[str, Tensor]],
+) -> str:
+    """A site whose density in several draws is not that in each of them."""
+    dim = -1 - nesting(plan)
     for i in range(TRIED):
         alone = {half: _Slice(sites, i, dim) for half, sites in together.items()}
         narrow = {n: _densities(s) for n, s in _both(p, q, batch, plan, 1, alone).items()}
@@ -149,7 +165,8 @@ def _enumerated(net: Observed, plan: Plan, first: bool) -> Any:
 
 
 def _densities(sites: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: site["fn"].log_prob(site["value"]) for name, site in sites.items()}
+    """Of new objects: a transformation that remembers its draws must not know them again."""
+    return {n: s["fn"].log_prob(s["value"].view_as(s["value"])) for n, s in sites.items()}
 
 
 def _at(value: Tensor, index: int, dim: int) -> Tensor:
