@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -92,19 +91,20 @@ class Mean(nn.Module):
 
     Args:
         guide: any guide.
-        noise: sd of Gaussian noise on the floating-point values that the guide reads in training,
-            which makes it a denoising autoencoder: the program still generates the clean values.
+        corruption: a module through which the floating-point values pass that the guide reads in
+            training, which makes it a denoising autoencoder: the program still generates the clean
+            values.
     """
 
-    def __init__(self, guide: nn.Module, noise: float = 0.0) -> None:
+    def __init__(self, guide: nn.Module, corruption: nn.Module | None = None) -> None:
         super().__init__()
-        self.guide, self.noise = guide, noise
+        self.guide, self.corruption = guide, corruption
 
     def forward(self, batch: Batch) -> Any:
         """Draw, without noise in the latent sites."""
-        if self.training and self.noise:
+        if self.training and self.corruption is not None:
             for name in batch.names:
                 if (value := batch[name]).is_floating_point():
-                    batch = batch.replace(name, value + self.noise * torch.randn_like(value))
+                    batch = batch.replace(name, self.corruption(value))
         with _Means():
             return self.guide(batch)

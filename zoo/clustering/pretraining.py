@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyrozoo.guides import Mean
 from pyrozoo.inference import Batch, EnumELBO, fit, predict, responsibilities
 from pyrozoo.zoo.baselines import check_clusters
+from pyrozoo.zoo.networks.corruption import corruption
 
 
 def pretrain_autoencoder(
@@ -26,6 +27,9 @@ def pretrain_autoencoder(
     batch_size: int = 256,
     lr: float = 1e-3,
     noise: float = 0.0,
+    degrees: float = 0.0,
+    shift: float = 0.0,
+    image_shape: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = False,
     silent: Iterable[str] = ("y", "z"),
@@ -40,17 +44,22 @@ def pretrain_autoencoder(
         data: with x; labels are not looked at.
         epochs, batch_size, lr: of its fit.
         noise: sd of the noise on what the guide reads (a denoising autoencoder).
+        degrees, shift: how far the images that the guide reads are turned, to either side, and
+            shifted, in pixels (an autoencoder that undoes moves).
+        image_shape: channels, height and width, where images are moved.
         seed: of all of it.
         progress: show a progress bar.
         silent: sites whose terms are left out.
         settings: further ones of the fit: folder, resume, compile, device.
     """
+    corrupted = corruption(noise, degrees, shift, image_shape)
+    chosen = {"noise": noise, "degrees": degrees, "shift": shift}
     only_x = data.drop(*(name for name in data.names if name != "x"))
     fit(
-        program, Mean(guide, noise), only_x,
+        program, Mean(guide, corrupted), only_x,
         objective=EnumELBO(weights=dict.fromkeys(silent, 0.0)), epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
-        decided_by={"noise": noise}, **settings,
+        decided_by=chosen, **settings,
     )  # fmt: skip
     return predict(program, Mean(guide), only_x, "z", num_samples=1, seed=seed)
 

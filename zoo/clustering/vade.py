@@ -23,8 +23,9 @@ embedding: an unsupervised and generative approach to clustering" (2017).
 Deviations: the sum over clusters is exact, where the released loss mixes responsibilities at one
 draw with an expectation in closed form; weights are logits and scales a softplus, where raw
 parameters could leave their range; the mixture starts from the best of several k-means-seeded EM
-runs, by likelihood.  Two more are options: full covariances, which hold clusters that lie askew in
-the code space, and a start from the codes' graph of nearest neighbours.
+runs, by likelihood.  Three more are options: full covariances, which hold clusters that lie askew
+in the code space; a start from the codes' graph of nearest neighbours; and an autoencoder that
+undoes small turns and shifts of images, or noise.
 """
 
 from __future__ import annotations
@@ -86,7 +87,6 @@ def start_mixture(
     epochs: int = 20,
     batch_size: int = 256,
     lr: float = 1e-3,
-    noise: float = 0.0,
     clusters: Clusters = "mixture",
     covariance: Covariance = "full",
     num_starts: int = 10,
@@ -115,7 +115,6 @@ def start_mixture(
         program, guide: trained in place.
         data: with x, and perhaps y.
         epochs, batch_size, lr: of the autoencoder.
-        noise: sd of the noise on what its encoder reads (a denoising autoencoder).
         clusters: ``"mixture"`` or ``"neighbours"``.
         covariance: ``"full"`` or ``"diag"``, of the mixture on the codes.
         num_starts: mixtures from which the most likely is taken, or runs of k-means for each number
@@ -124,7 +123,8 @@ def start_mixture(
         balance: how much parts of like sizes are preferred, see :func:`.cut_graph`.
         seed: of all of it.
         progress: show a progress bar.
-        settings: further ones of the autoencoder's fit: folder, resume, compile, device.
+        settings: further ones of :func:`.pretrain_autoencoder`: noise, degrees, shift,
+            image_shape, folder, resume, compile, device.
 
     Raises:
         ValueError: an option has another value, or there are too few rows.
@@ -132,7 +132,7 @@ def start_mixture(
     if clusters not in get_args(Clusters):
         raise ValueError(f"clusters is 'mixture' or 'neighbours', got {clusters!r}")
     drawn = pretrain_autoencoder(
-        program, guide, data, epochs=epochs, batch_size=batch_size, lr=lr, noise=noise, seed=seed,
+        program, guide, data, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         progress=progress, **settings,
     )  # fmt: skip
     codes, size = drawn.double().cpu().numpy(), len(program.logits)
