@@ -51,23 +51,6 @@ def test_the_given_labels_are_kept_and_a_start_is_resumed(moons, tmp_path):
     assert (tmp_path / "a" / "start" / "known" / "checkpoint.safetensors").exists()
 
 
-def test_labels_spread_along_features(moons):
-    data, y = moons
-    known = data.present("y")
-    linear = LogisticRegression().fit(data["x"][known], data["y"][known])
-    options = {"num_classes": 2, "latent_dim": 2, "style_dim": 2, "hidden": [32], "alpha": 1.0}
-    options |= {"style_hidden": [32], "likelihood": "normal(0.1)", "activation": "relu"}
-    start = {"epochs": 40, "batch_size": 50, "lr": 1e-2}
-    plain = zoo.create("m1m2", data, **options)
-    with pytest.raises(TypeError, match="known_epochs"):  # there is no such stage
-        plain.fit(data, epochs=1, progress=False, start={**start, "known_epochs": 2, "epochs": 1})
-    model = zoo.create("m1m2", data, spread=True, **options)
-    start["known_epochs"] = 20
-    result = model.fit(data, epochs=2, lr=3e-4, progress=False, start=start)
-    found = result.responsibilities({"x": data["x"]}, seed=0).argmax(1)
-    assert metrics.accuracy(y, found) > linear.score(data["x"], y) + 0.1
-
-
 @pytest.mark.parametrize("method", ["m2", "gmvae"])
 def test_without_any_label_it_finds_the_parts(method):
     x, y = make_blobs(400, centers=[[-3.0, 0.0], [3.0, 0.0]], random_state=0)

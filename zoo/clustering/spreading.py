@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import Batch, EnumELBO, fit
@@ -79,38 +79,6 @@ def start_spread(
         degrees=degrees, shift=shift, image_shape=image_shape, seed=seed, progress=progress,
         **settings,
     )  # fmt: skip
-    fit_parts(
-        program, guide, data, codes, num_classes=num_classes, epochs=known_epochs,
-        batch_size=batch_size, lr=lr, alpha=alpha, num_neighbors=num_neighbors, balance=balance,
-        seed=seed, progress=progress, **settings,
-    )  # fmt: skip
-
-
-def fit_parts(
-    program: nn.Module,
-    guide: nn.Module,
-    data: Batch,
-    codes: Tensor,
-    *,
-    num_classes: int,
-    epochs: int = 4,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    alpha: float = 10.0,
-    num_neighbors: int = 10,
-    balance: float = 0.0,
-    seed: int = 0,
-    progress: bool = False,
-    **settings: Any,
-) -> None:
-    """Spread the labels along the graph of codes, or cut it, and fit the pair to what was found.
-
-    Args:
-        program, guide, data, num_classes, batch_size, lr, alpha, num_neighbors, balance, seed,
-            progress, settings: see :func:`start_spread`.
-        codes: of all rows, ``(rows, D)``.
-        epochs: of the fit.
-    """
     labels = known = None
     if "y" in data and bool(data.present("y").any()):
         labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
@@ -123,7 +91,7 @@ def fit_parts(
     values = {n: (data.stored(n), data.present(n)) for n in data.names if n != "y"}
     fit(
         program, guide, {**values, "y": torch.as_tensor(parts, device=data.device).long()},
-        objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}), epochs=epochs,
-        batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="parts of the graph",
-        **settings,
+        objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
+        epochs=known_epochs, batch_size=batch_size, lr=lr, seed=seed, progress=progress,
+        title="parts of the graph", **settings,
     )  # fmt: skip

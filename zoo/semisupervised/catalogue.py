@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pyrozoo.guides import Amortized, Classifier, Mean, Sequential
-from pyrozoo.inference import Batch, predict, schedules
-from pyrozoo.zoo.clustering.spreading import fit_parts, start_spread
+from pyrozoo.guides import Amortized, Classifier, Sequential
+from pyrozoo.inference import Batch, schedules
+from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
 from pyrozoo.zoo.networks import ConvClassifier
 from pyrozoo.zoo.semisupervised import M1, M1M2, M2
@@ -118,15 +118,12 @@ def m1m2(
     alpha: float = 0.1,
     frozen: bool = True,
     labelled_share: float = 0.1,
-    spread: bool = False,
 ) -> Model:
     """M1+M2: features of x first, then class and style above them, summed over q(y | z_1).
 
     With ``frozen`` encoder and decoder stay as the first stage left them.  ``alpha`` weighs the
     classification term, relative to the bound of all rows.  Rows with a label are visited so often
-    that they make up ``labelled_share`` of an epoch.  With ``spread`` what is above the features
-    starts from labels that were spread along a graph of neighbours in their means
-    (:func:`.fit_parts`).
+    that they make up ``labelled_share`` of an epoch.
     """
     program = M1M2(
         width(batch, "x"), num_classes, latent_dim, style_dim, hidden, style_hidden, likelihood,
@@ -145,14 +142,7 @@ def m1m2(
     below = Features(program)
 
     def start(data: Batch, **options: Any) -> None:
-        known_epochs = options.pop("known_epochs", 10) if spread else 0
         start_features(below, encoder, data, frozen=fixed, **options)
-        if spread:
-            codes = predict(below, Mean(encoder), data.drop("y"), "z_1", num_samples=1)
-            fit_parts(
-                program, guide, data, codes, num_classes=num_classes, epochs=known_epochs,
-                **{name: value for name, value in options.items() if name != "epochs"},
-            )  # fmt: skip
 
     settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}
     if repeat > 1:

@@ -34,8 +34,7 @@ learning with deep generative models" (2014).
 
 Deviations: Adam at 1e-3 and far fewer passes; weights have no prior and start larger; latent units
 that M1 gave up are not taken away; q(y | x) averages q(y | z_1) over draws of z_1, where the
-released code takes the mean of z_1.  A start of the second stage from labels that spread along a
-graph of neighbours is an option.
+released code takes the mean of z_1.
 """
 
 from __future__ import annotations
