@@ -18,8 +18,9 @@ from pyrozoo.guides.auto import Auto
 from pyrozoo.inference import EnumELBO
 from pyrozoo.inference.bounds.importance import IWELBO
 from pyrozoo.inference.comparison import tables
-from pyrozoo.inference.comparison.compare import Cell, Comparison, compare
+from pyrozoo.inference.comparison.compare import compare
 from pyrozoo.inference.comparison.measuring import Effort, measure
+from pyrozoo.inference.comparison.outcome import Cell, Comparison
 
 ROWS = 12
 TINY = Effort(40, 20, 0, sbc_datasets=0, reference_rows=0)

@@ -31,8 +31,9 @@ from pyrozoo.guides.families import FAMILIES
 from pyrozoo.inference import Batch, EnumELBO
 from pyrozoo.inference.bounds.importance import IWELBO, RenyiBound
 from pyrozoo.inference.bounds.wake import ReweightedWakeSleep
-from pyrozoo.inference.comparison.compare import Comparison, Guide, compare
+from pyrozoo.inference.comparison.compare import Guide, compare
 from pyrozoo.inference.comparison.measuring import Effort
+from pyrozoo.inference.comparison.outcome import Comparison
 from pyrozoo.zoo import truth
 
 STRUCTURES = ("independent", "topological")

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyrozoo.inference.comparison.compare import Comparison
 from pyrozoo.inference.comparison.measuring import Effort
+from pyrozoo.inference.comparison.outcome import Comparison
 from pyrozoo.zoo import comparing, runs
 from pyrozoo.zoo.catalogue import list_methods
 from pyrozoo.zoo.truth import RUNGS

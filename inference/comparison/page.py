@@ -11,7 +11,7 @@ from pyrozoo.inference.reports.cards import Card
 from pyrozoo.inference.reports.report import render, wide
 
 if TYPE_CHECKING:
-    from pyrozoo.inference.comparison.compare import Comparison
+    from pyrozoo.inference.comparison.outcome import Comparison
 
 HIGHER = ("elbo",)
 LOWER = ("gap", "approximation_gap", "khat_bad", "mmd2", "ms_per_step")

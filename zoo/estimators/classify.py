@@ -14,7 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from pyrozoo.inference import metrics
-from pyrozoo.zoo.estimators.base import Array, Estimator
+from pyrozoo.zoo.estimators.base import Estimator
+from pyrozoo.zoo.estimators.values import Array
 
 
 class DeepClassifier(ClassifierMixin, Estimator):

@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.base import ClusterMixin
 from sklearn.utils.validation import validate_data
 
-from pyrozoo.zoo.estimators.base import Array, Estimator
-from pyrozoo.zoo.estimators.values import check_count
+from pyrozoo.zoo.estimators.base import Estimator
+from pyrozoo.zoo.estimators.values import Array, check_count
 
 
 class DeepClusterer(ClusterMixin, Estimator):
