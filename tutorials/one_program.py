@@ -30,11 +30,15 @@ seen = torch.rand(x.shape) > 0.5  # half of the pixels
 
 
 def vade(data: dict) -> Result:
-    """Pretrain and fit VaDE on whatever is observed."""
-    model = zoo.create("vade", data, hidden=(256, 256))
-    epochs = 2 if SMOKE else 100
-    start = {"epochs": epochs, "lr": 2e-3, "noise": 0.2, "num_starts": 1 if SMOKE else 10}
-    return model.fit(data, epochs=epochs, progress=False, start=start)
+    """Pretrain and fit VaDE on whatever is observed.
+
+    It starts as an autoencoder; the parts of the graph that joins its codes to their nearest
+    neighbours are the first clusters, along which labels spread.
+    """
+    model = zoo.create("vade", data, hidden=(256, 256), covariance="full")
+    start = {"epochs": 2 if SMOKE else 200, "lr": 2e-3, "noise": 0.2}
+    start |= {"clusters": "neighbours", "num_neighbors": 10, "balance": 1.0}
+    return model.fit(data, epochs=2 if SMOKE else 10, progress=False, start=start)
 
 
 # %% [markdown]

@@ -30,6 +30,13 @@ from pyrozoo.zoo.tasks import Task, make_task
 
 Spec = dict[str, Any]
 TABLES = ("method", "data", "options", "start", "fit", "score", "published")
+RECOMMENDED = (  # the best of a method's experiments on the same data
+    "dilokthanakul2016_gmvae_mnist_graph",
+    "falck2021_mfcvae_mnist_graph",
+    "jiang2017_vade_digits_balanced",
+    "jiang2017_vade_mnist_balanced",
+    "kingma2014_m2_mnist_graph",
+)
 PARTICLES = 1000  # for the evidence of a density
 MOST = 10**6  # clusters, dimensions or units of a layer
 
@@ -62,9 +69,10 @@ def load_experiment(name: str) -> Spec:
 def default_spec(name: str, data: Mapping[str, Any]) -> Spec:
     """What ``pyrozoo train NAME --data DATA`` runs: the experiment for the two, if there is one.
 
-    Further settings in ``data`` replace those of the experiment.
+    Of several, that in ``RECOMMENDED``, else the first by name.  Further settings in ``data``
+    replace those of the experiment.
     """
-    for experiment in experiments():
+    for experiment in (*RECOMMENDED, *experiments()):
         spec = load_experiment(experiment)
         if spec["method"] == name and spec["data"].get("name") == data.get("name", 0):
             return {**spec, "data": {**spec["data"], **data}}
