@@ -11,6 +11,7 @@ import os
 
 import matplotlib.pyplot as plt
 import torch
+from sklearn.manifold import TSNE
 
 from pyrozoo import zoo
 from pyrozoo.inference import Result, metrics
@@ -98,10 +99,9 @@ drawn = clusters.predict({"y": ks}, "x", num_samples=1).reshape(-1, 8, 8)
 axes[0].imshow(grid(drawn, 10).numpy(), cmap="gray_r")
 axes[0].set_title("{x}: a row per cluster")
 z = semi.predict({"x": test.x}, "z", num_samples=4)
-plane = torch.pca_lowrank(z - z.mean(0), 2)[2]
-point = (z - z.mean(0)) @ plane
-axes[1].scatter(*point.T.numpy(), c=test.y.numpy(), cmap="tab10", s=8)
-axes[1].set_title("{x, 100 labels}: test rows, in 2-D")
+point = TSNE(random_state=0, perplexity=10 if SMOKE else 30).fit_transform(z.numpy())
+axes[1].scatter(*point.T, c=test.y.numpy(), cmap="tab10", s=8)
+axes[1].set_title("{x, 100 labels}: latents, t-SNE")
 table = metrics.confusion(test.y, guess)
 axes[2].imshow(table, cmap="Blues")
 for i, j in zip(*table.nonzero(), strict=True):
