@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from pyrozoo import zoo
+from pyrozoo.guides import Mean
 from pyrozoo.inference import Batch, EnumELBO, metrics, predict, responsibilities
 from pyrozoo.inference.staging.staged import Staged
 from pyrozoo.zoo import catalogue, datasets
 from pyrozoo.zoo.clustering import DEC
 from pyrozoo.zoo.clustering.dcn import move_centres
 from pyrozoo.zoo.clustering.dec import follow_targets, set_target, sharpen
+from pyrozoo.zoo.clustering.pretraining import start_centres
 
 NAMES = ["dec", "idec", "dcn"]
 SMALL = {"hidden": (16,), "latent_dim": 3, "num_clusters": 4}
@@ -117,8 +119,31 @@ def test_a_known_label_is_a_certain_target():
     torch.testing.assert_close(result.responsibilities(data)[:8], expected)
 
 
+@pytest.mark.parametrize("labelled", [0, 100])
+def test_centres_start_at_the_parts_of_the_graph(labelled):
+    """Two long clusters side by side, which k-means cuts across."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 2
+    z = torch.randn(400, 2, generator=generator) * torch.tensor([3.0, 0.1])
+    z[:, 1] += 3.0 * y
+    batch = Batch.of({"x": z, "y": (y, torch.arange(400) < labelled)} if labelled else {"x": z})
+    program = torch.nn.Module()
+    program.loc = torch.nn.Parameter(torch.zeros(2, 2))
+    codes = "pyrozoo.zoo.clustering.pretraining.pretrain_autoencoder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes, lambda *args, **options: z)
+        start_centres(program, Mean(program), batch, clusters="neighbours", num_neighbors=15)
+    means = torch.stack([z[y == k].mean(0) for k in range(2)])
+    found = program.loc.detach()
+    if not labelled:  # parts have no names
+        found = found[found[:, 1].argsort()]
+    torch.testing.assert_close(found, means, rtol=0, atol=1e-5)
+
+
 def test_what_does_not_fit_is_named():
     model, data = small("dec")
+    with pytest.raises(ValueError, match="'kmeans' or 'neighbours', got 'mixture'"):
+        model.start(Batch.of(data), epochs=1, clusters="mixture")
     with pytest.raises(ValueError, match="has 30 targets, got 5 rows"):
         set_target(
             model.program, model.guide, Batch.of({"x": data["x"][:5], "row": torch.arange(5)})

@@ -32,7 +32,8 @@ simultaneous deep learning and clustering" (2017).  With squared errors, ``likel
 Deviations: assignments are those of the current embedding in every step, and centres move after an
 epoch, where the paper moves both after every batch; Adam; rows are shuffled; the counts n start at
 100 as in the authors' code, but there is no further k-means every ten epochs; the autoencoder is
-trained end to end, not layer by layer.
+trained end to end, not layer by layer.  An option is a start from the codes' graph of nearest
+neighbours (:func:`.start_centres`).
 """
 
 from __future__ import annotations

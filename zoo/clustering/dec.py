@@ -33,7 +33,8 @@ clustering with local structure preservation" (2017).
 
 Deviations: Adam where DEC has SGD; rows are shuffled; targets are made anew by epochs, not by
 steps; the autoencoder is trained end to end, not layer by layer; the fit has a given length, where
-the papers stop once labels hardly change; clusters are read from p(y | z).
+the papers stop once labels hardly change; clusters are read from p(y | z).  An option is a start
+from the codes' graph of nearest neighbours (:func:`.start_centres`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyrozoo.guides import Mean
 from pyrozoo.inference import Batch, EnumELBO, fit, predict, responsibilities
 from pyrozoo.zoo.baselines import check_clusters
+from pyrozoo.zoo.clustering.neighbours import neighbour_parts
 from pyrozoo.zoo.networks.corruption import corruption
 
 
@@ -65,32 +66,67 @@ def pretrain_autoencoder(
 
 
 def start_centres(
-    program: Any, guide: Mean, data: Batch, *, num_starts: int = 20, seed: int = 0, **options: Any
+    program: Any,
+    guide: Mean,
+    data: Batch,
+    *,
+    clusters: Literal["kmeans", "neighbours"] = "kmeans",
+    num_starts: int = 20,
+    num_neighbors: int = 15,
+    balance: float = 0.0,
+    seed: int = 0,
+    **options: Any,
 ) -> None:
-    """Pretrain as an autoencoder, then put the centres ``program.loc`` on k-means of its codes.
+    """Pretrain as an autoencoder, then put the centres ``program.loc`` on clusters of its codes.
 
-    Of ``num_starts`` runs of k-means the one with the least squared distance is taken.  With labels
-    in the data each centre gets the number of a label, one to one, so that most labelled rows
-    agree; without any, none are looked at.
+    ``clusters="kmeans"``: of ``num_starts`` runs of k-means the one with the least squared
+    distance.  With labels in the data each centre gets the number of a label, one to one, so that
+    most labelled rows agree.
+
+    ``clusters="neighbours"``, which departs from the papers: the means of the parts of the codes'
+    graph of nearest neighbours, see :mod:`.neighbours`; with labels in the data, these spread along
+    it.
+
+    No other labels are looked at.
 
     Args:
         program: with centres ``loc``, ``(K, D)``.
         guide: of z, noiseless.
         data: with x, and perhaps y.
-        num_starts: runs of k-means.
+        clusters: ``"kmeans"`` or ``"neighbours"``.
+        num_starts: runs of k-means; on the graph, for each number of its eigenvectors.
+        num_neighbors: of each row in the graph.
+        balance: how much parts of like sizes are preferred, see :func:`.cut_graph`.
         seed: of all of it.
         options: of :func:`pretrain_autoencoder`.
+
+    Raises:
+        ValueError: an option has another value, or there are too few rows.
     """
-    codes = pretrain_autoencoder(program, guide.guide, data, seed=seed, **options).cpu().numpy()
-    size = len(program.loc)
+    if clusters not in ("kmeans", "neighbours"):
+        raise ValueError(f"clusters is 'kmeans' or 'neighbours', got {clusters!r}")
+    drawn = pretrain_autoencoder(program, guide.guide, data, seed=seed, **options)
+    codes, size = drawn.cpu().numpy(), len(program.loc)
     check_clusters(size, len(codes))
-    found = KMeans(size, n_init=num_starts, random_state=seed).fit(codes)
-    centres = found.cluster_centers_
+    labels: Any = None
+    known: Any = None
     if "y" in data:
         labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
-        agreement = np.zeros((size, size))  # label, cluster
-        np.add.at(agreement, (labels[known], found.labels_[known]), 1)
-        centres = centres[linear_sum_assignment(agreement, maximize=True)[1]]
+    if clusters == "neighbours":
+        codes = codes.astype(np.float64)
+        parts = neighbour_parts(
+            codes, size, labels, known, num_neighbors=num_neighbors, num_starts=num_starts,
+            balance=balance, seed=seed,
+        )  # fmt: skip
+        share = np.eye(size)[parts]
+        centres = share.T @ codes / np.maximum(share.sum(0), 1.0)[:, None]
+    else:
+        found = KMeans(size, n_init=num_starts, random_state=seed).fit(codes)
+        centres = found.cluster_centers_
+        if labels is not None:
+            agreement = np.zeros((size, size))  # label, cluster
+            np.add.at(agreement, (labels[known], found.labels_[known]), 1)
+            centres = centres[linear_sum_assignment(agreement, maximize=True)[1]]
     with torch.no_grad():
         program.loc.copy_(torch.as_tensor(centres))
 
