@@ -141,8 +141,15 @@ def _start(
         trace = poutine.trace(poutine.replay(program, guide_trace)).get_trace(batch)
         started.terms = take_apart(plan, sample_sites(trace), proposed, len(batch), count or 1)
         for name, value in draw_summed(started.terms, depth).items():
-            started.drawn[name] = value if count else value[0]
+            started.drawn[name] = value if count else _in_own_plates(plan, name, value[0])
     return started
+
+
+def _in_own_plates(plan: Plan, name: str, value: Tensor) -> Tensor:
+    """``(*plates, *event)`` with all plates of the pair, without those left of the site's own."""
+    site = plan.program.sites[name]
+    width = max((-dim for dim in site.dims.values()), default=0) + site.fn.event_dim
+    return value.reshape(value.shape[value.dim() - width :])
 
 
 def _finish(

@@ -350,6 +350,14 @@ def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str
             f"a plate of {name} takes a part of its entries (subsample_size=): write {PLATE};"
             " minibatches are cut by fit(batch_size=)"
         ) from error
+    arguments = list(inspect.signature(getattr(program, "forward", program)).parameters)
+    if len(arguments) > 1:
+        raise ValueError(
+            f"{name}({', '.join(arguments)}) was called with one batch and failed"
+            f" ({type(error).__name__}: {text}): write {name}(batch), read values as batch['x'],"
+            f" naming what is no site with inputs=['x'], write {PLATE}:, and draw what is observed"
+            " without obs=, under the name that the data have"
+        ) from error
     hint = ""
     if "Shape mismatch inside plate" in text:
         hint = "; dimensions that belong to one row are declared by .to_event(n)"

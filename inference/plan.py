@@ -153,10 +153,11 @@ class Plan:
     def _line(self, site: Site, role: str, batch: Batch) -> str:
         extent = batch.extent(site.name)
         how = "proposed by the guide"
-        if site.name not in self.proposed and site.summable:
-            how = f"summed over {len(site.fn.enumerate_support(expand=False))} values"
-        elif site.summable:
-            how += f", summed over {len(site.fn.enumerate_support(expand=False))} values"
+        if site.name in self.summed:
+            how = f"summed over {_size(site)} values"
+        elif self.guide is not None and site.name in self.proposed:
+            proposal = self.guide.sites[site.name]
+            how += f", summed over {_size(proposal)} values" if proposal.summable else ""
         count, rows = int(extent.rows.sum()), len(extent.rows)
         known = f"known in {count:,} of {rows:,} rows, elsewhere {how}"
         if extent.by_entry:
@@ -244,7 +245,21 @@ def make_plan(
             )
         if roles[name] == "merged" and batch.present(name).dim() > len(site.dims) and site.summable:
             raise ValueError(f"site {name!r}: single entries of a summed site cannot be missing")
+    for name in plan.summed:
+        _size(graph.sites[name])
     return plan
+
+
+def _size(site: Site) -> int:
+    """Over how many values a finite site is summed."""
+    try:
+        return len(site.fn.enumerate_support(expand=False))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site {site.name!r} ({type(site.fn).__name__}) is not observed everywhere, and cannot"
+            f" be summed as its rows have different numbers of values ({error}); write it as a"
+            " Categorical over the largest number, with log-probability -inf where there are fewer"
+        ) from error
 
 
 def _check_key(

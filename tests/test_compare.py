@@ -273,7 +273,7 @@ def test_bad_input_is_named():
         (ValueError, "seeds are a positive number, or different whole", {"seeds": [1, 1]}),
         (TypeError, "objectives: 'best' is nothing that could be used, got 'best'",
          {"objectives": {"best": "best"}}),
-        (ValueError, "epochs is positive, got -1", {"epochs": -1}),
+        (ValueError, "epochs is at least 1, got -1", {"epochs": -1}),
         (ValueError, "'y'", {"test": {"y": torch.zeros(3)}}),
     ]:  # fmt: skip
         with pytest.raises(error, match=text):
@@ -518,7 +518,7 @@ def test_page_has_everything_and_escapes(full, tmp_path):
                   "Where the bound is lost", "calibration", "Coverage", "The bound in time"):  # fmt: skip
         assert title in page
     assert re.search(r"the log-evidence is -\d+\.\d{3} nats per datum", page)
-    for heading in ("ELBO", "gap", "of the family", "C2ST", "SBC p", "parameters"):
+    for heading in ("ELBO", "gap", "gap: family", "C2ST", "SBC p", "parameters"):
         assert f'<th scope="col">{heading}</th>' in page
         assert f"<dt>{heading}</dt>" in page
     assert "means and standard deviations over 2 seeds" in page

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyrozoo.guides import Amortized, Classifier, Sequential
-from pyrozoo.inference import EnumELBO, checkpoint, evaluate, fit, schedules
+from pyrozoo.inference import IWELBO, EnumELBO, checkpoint, evaluate, fit, schedules
 from pyrozoo.zoo.clustering import VaDE
 from pyrozoo.zoo.semisupervised import M2
 
@@ -304,8 +304,8 @@ def test_m2_learns_from_labels_through_the_classification_term():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs is positive, got 0"),
-        ({"batch_size": -1}, "batch_size is positive"),
+        ({"epochs": 0}, "epochs is at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size is at least 1"),
         ({"lr": math.nan}, "lr is positive"),
         ({"patience": 0}, "patience"),
         ({"resume": True}, "folder"),
@@ -315,6 +315,22 @@ def test_m2_learns_from_labels_through_the_classification_term():
 def test_wrong_options(options, message):
     program, guide = make()
     with pytest.raises(ValueError, match=message):
+        quiet(program, guide, {"x": data()["x"]}, **{"epochs": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1.5}, r"epochs is a whole number, got 1\.5"),
+        ({"objective": "iwae:5"}, "such as IWELBO.*got 'iwae:5'"),
+        ({"objective": IWELBO}, "such as IWELBO.*got <class"),
+        ({"objective": pyro.infer.Trace_ELBO()}, "such as IWELBO.*Trace_ELBO"),
+        ({"optimizer": pyro.optim.Adam({"lr": 1e-3})}, "makes a torch optimiser .*gave NoneType"),
+    ],
+)
+def test_options_of_another_type(options, message):
+    program, guide = make()
+    with pytest.raises(TypeError, match=message):
         quiet(program, guide, {"x": data()["x"]}, **{"epochs": 1, **options})
 
 

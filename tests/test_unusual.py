@@ -1,5 +1,6 @@
 """Programs that are written in another way than most: what they depend on, and where they live."""
 
+import contextlib
 import math
 
 import pyro
@@ -251,3 +252,95 @@ def test_a_plate_that_takes_a_part_of_the_rows_says_what_to_write():
 
     with pytest.raises(ValueError, match=r"subsample_size=\): write .*fit\(batch_size=\)"):
         Amortized(program, ["x"])
+
+
+# ---- counts whose number of trials differs from row to row -----------------------------------------
+
+TRIALS = torch.tensor([5.0, 7.0, 9.0, 4.0])
+
+
+def trials(batch):
+    m = pyro.sample("m", dist.Beta(1.0, 1.0))
+    with pyro.plate("data", len(batch)):
+        k = pyro.sample("k", dist.Binomial(batch["n"], m))
+        if "x" in batch:
+            pyro.sample("x", dist.Normal(k, 1.0))
+
+
+@pytest.mark.parametrize("known", [[True] * 4, [True, True, False, True]])
+def test_counts_of_differing_trials_are_observed(known):
+    present, k = torch.tensor(known), torch.tensor([1.0, 2.0, 8.0, 0.0])
+    data = {"n": TRIALS, "k": (k, present)}
+    guide = Amortized(trials, example=data)
+    result = fit(trials, guide, data, inputs=["n"], epochs=1500, lr=1e-2, progress=False)
+    a, b = 1 + k[present].sum(), 1 + (TRIALS - k)[present].sum()
+    draws = result.posterior(data, num_samples=1000, seed=0)["m"]
+    exact = dist.Beta(a, b)
+    assert draws.mean() == pytest.approx(exact.mean.item(), abs=0.02)
+    assert draws.std() == pytest.approx(exact.stddev.item(), abs=0.02)
+
+
+def test_counts_of_differing_trials_are_not_summed():
+    data = {"n": TRIALS, "x": torch.ones(4)}
+    guide = Amortized(trials, example=data)
+    with pytest.raises(ValueError, match=r"'k' \(Binomial\).*different numbers of values"):
+        fit(trials, guide, data, inputs=["n"], epochs=1, progress=False)
+
+
+# ---- one draw at a time, beside plates left of the summed site's own --------------------------------
+
+
+class Linear(nn.Module):
+    """``F.linear(h, w)`` with a drawn w takes one draw; t lies in plate data alone."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.depth, self.shift = depth, nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch):
+        w = pyro.sample("w", dist.Normal(torch.zeros(1, 2), 1.0).to_event(2))
+        outer = [pyro.plate(f"outer{i}", 2 + i, dim=-2 - i) for i in range(self.depth)]
+        with pyro.plate("data", len(batch)), contextlib.ExitStack() as stack:
+            t = pyro.sample("t", dist.Bernoulli(0.4))
+            mean = nn.functional.linear(batch["h"], w).squeeze(-1) + 3 * t + self.shift
+            for plate in outer:
+                stack.enter_context(plate)
+            pyro.sample("x", dist.Normal(mean, 0.3))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_sums_are_drawn_one_at_a_time_in_their_own_plates(depth):
+    h, t = torch.zeros(5, 2), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
+    x = (3 * t).reshape(5, *(1,) * depth).expand(5, *range(2, 2 + depth))
+    data, program = {"h": h, "x": x}, Linear(depth)
+    guide = Amortized(program, example=data)
+    draws = posterior(program, guide, data, num_samples=20, inputs=["h"], seed=0)
+    assert draws["w"].shape == (20, 1, 2)
+    assert torch.equal(draws["t"], t.expand(20, 5))
+    exported = to_arviz(program, guide, data, 4, num_particles=3, inputs=["h"], seed=0)
+    assert exported.posterior["t"].shape == (1, 4, 5)
+
+
+# ---- programs as plain Pyro has them ----------------------------------------------------------------
+
+
+def tutorial(x, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(b * x, 1.0), obs=y)
+
+
+def required(x, y):
+    tutorial(x, y)
+
+
+@pytest.mark.parametrize("program", [tutorial, required])
+def test_programs_with_arguments_are_told_what_to_write(program):
+    data = {"x": torch.ones(3), "y": torch.ones(3)}
+    with pytest.raises(ValueError, match=r"\(x, y\) was called with one batch.*batch\['x'\]"):
+        Amortized(program, example=data)
+
+
+def test_a_width_is_no_sequence():
+    with pytest.raises(TypeError, match=r"hidden is a sequence of widths, such as \(8,\), got 8"):
+        Amortized(in_plate(write_item), hidden=8)

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # From a laptop to eight GPUs
+# # From one thread to many processes
 #
 # A probabilistic program is convenient to write and, run naively, slow: handlers, distributions and
 # checks cost Python time in every step.  None of it has to be paid more than once.  This page goes

@@ -105,7 +105,18 @@ print(
     f"guessers told from others: {right:.1%} right; always 'knows' would be {1 - truth['y']['value'].float().mean():.1%}"
 )
 
+# %%
+inside = {
+    site: ((truth[site]["value"] - draws[site].mean(0)).abs() < 1.64 * draws[site].std(0)).float()
+    for site in ("b", "z")
+}
+for site, title in (("b", "difficulties"), ("z", "abilities")):
+    print(f"{title} inside their 90 % interval: {inside[site].mean():.0%}")
+
 # %% [markdown]
+# Of a student who guesses nothing is learnt of the ability: it stays where the prior has it, around zero,
+# with a wide interval.
+#
 # ## Can it be trusted?
 #
 # Pareto k-hat, calibration, gaps against other guides: the notebook `which_guide` does that for any program.
@@ -113,14 +124,14 @@ print(
 # ## Hand it over
 #
 # ArviZ has the plots and checks that Bayesian statisticians use.  `to_arviz` works with both of its
-# generations (below, that of Python 3.11).
+# generations (below, 0.x, the one for Python 3.11).
 
 # %%
 idata = to_arviz(program, guide, data, num_draws=5 if SMOKE else 200, num_particles=50, seed=0)
 list(idata.groups())
 
 # %%
-_ = az.plot_forest(idata, var_names=["b"], combined=True, figsize=(6, 3.5))
+_ = az.plot_forest(idata, var_names=["b"], combined=True, figsize=(6, 8), textsize=9)
 
 # %% [markdown]
 # Rows are independent given the questions, so leaving one out can be estimated from the draws alone:

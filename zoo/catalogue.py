@@ -49,8 +49,8 @@ def method(name: str) -> Method:
         ValueError: there is no such method; the message has the nearest name.
     """
     if name not in _METHODS:
-        near = difflib.get_close_matches(name, _METHODS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(name, _METHODS, 2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"no method is called {name!r} (methods: {', '.join(_METHODS)}){hint}")
     return _METHODS[name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Deep latent-variable models as Pyro programs: what is observed decides what is learnt.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pyrozoo {version('pyrozoo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("list")(looking.list_command)
 app.command()(looking.show)
 app.command()(training.train)

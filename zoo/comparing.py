@@ -191,19 +191,20 @@ def compare_method(
             f"{spec['method']} makes its targets or centres anew in every epoch and draws nothing:"
             " it has no posterior, so that no guides can be compared"
         )
-    leaves = [n for n in task.train.names if n != "y"]
+    leaves = [n for n in task.train.names if n != "y" or make is not None]
     settings: dict[str, Any] = {"epochs": 100, "batch_size": 256, "lr": 1e-3}
     settings |= {k: v for k, v in model.settings.items() if k in ("epochs", "batch_size", "lr")}
     settings |= spec.get("fit", {})
     hidden = model.options.get("hidden", (256, 256))
     return compare(
         model.program,
-        named_guides(guides, task.train, leaves, hidden, default=model.guide),
+        named_guides(guides, task.train, leaves, hidden, model.objective.inputs, model.guide),
         task.train,
         objectives=named_objectives(objectives),
         test=task.test[:rows],
         seeds=seeds,
         effort=effort,
+        inputs=model.objective.inputs,
         title=f"{spec['method']} on {spec['data'].get('name') or Path(spec['data']['file']).stem}",
         say=say,
         **settings,

@@ -379,12 +379,12 @@ def _balanced_draw(
     if rest:
         raise ValueError(
             f"expected num_labelled to be a multiple of the {len(classes)} classes, "
-            f"got {num_labelled}; balanced=False lifts this"
+            f"got {num_labelled} (a draw of all rows alike: balanced=False)"
         )
     if each and counts.min() < each:
         raise ValueError(
             f"expected at least {each} data of every class, got {counts.min()} of class "
-            f"{classes[counts.argmin()]}; balanced=False lifts this"
+            f"{classes[counts.argmin()]} (a draw of all rows alike: balanced=False)"
         )
     rows = [rng.choice(np.flatnonzero(labels == label), each, replace=False) for label in classes]
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)

@@ -192,7 +192,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
     source = spec["data"].get("name") or Path(str(spec["data"].get("file"))).name
     facts = {
         "command": run.facts["command"], "seed": str(run.facts["seed"]),
-        "seconds of training": f"{seconds:.0f}", **run.facts["versions"],
+        "seconds, with the start": f"{seconds:.0f}", **run.facts["versions"],
     }  # fmt: skip
     report.write(
         path, run.result, data, labels=labels, label_names=run.facts["label_names"],

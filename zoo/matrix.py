@@ -24,8 +24,9 @@ from pyrozoo.zoo import comparing, runs
 from pyrozoo.zoo.catalogue import list_methods
 from pyrozoo.zoo.truth import RUNGS
 
-GUIDES = ("default", "mean_field", "full", "coupling", "delta")
+GUIDES = ("default", "mean_field", "full", "coupling")
 LADDER_GUIDES = ("mean_field", "full", "coupling")
+OPTIONS = {"hivae": {"columns": {"x": "bernoulli"}}}  # pixels are no mixed table
 STORE = Path(__file__).parent / "experiments" / "guides"
 Cell = dict[str, Any]
 
@@ -52,7 +53,7 @@ def matrix(
         data: a named data set.
         epochs, seed: of every fit.
         effort: of the measures; default: 1000 particles, no gaps, no calibration.
-        options: of the methods, in place of those of their experiments.
+        options: of the methods, in place of :data:`OPTIONS` and those of their experiments.
         root: folder of the image files.
         say: called with a line about each cell.
     """
@@ -60,7 +61,8 @@ def matrix(
 
     def compare(method: str, guide: str) -> Comparison:
         spec = runs.default_spec(method, {"name": data})
-        spec = runs.with_overrides(spec, fit={"epochs": epochs}, options=options or {})
+        chosen = {**OPTIONS.get(method, {}), **(options or {})}
+        spec = runs.with_overrides(spec, fit={"epochs": epochs}, options=chosen)
         return comparing.compare_method(spec, [guide], seeds=[seed], effort=effort, root=root)
 
     facts = {"table": "matrix", "data": data, "epochs": epochs, "seed": seed}
@@ -125,7 +127,10 @@ def _cell(compare: Callable[[str, str], Comparison], row: str, guide: str) -> Ce
         found = compare(row, guide).cells[0]
     except (ValueError, TypeError) as error:
         reason = str(error).removeprefix("no guide is left to compare; ")
-        return {"figures": {}, "reason": reason.removeprefix(f"{guide}: ")}
+        reason = reason.removeprefix(f"{guide}: ")
+        if reason.startswith(f"{row} "):  # methods that say the same share a note
+            reason = "it" + reason.removeprefix(row)
+        return {"figures": {}, "reason": reason}
     figures, reasons = found.measures.figures, found.measures.reasons
     return {"figures": figures, "reason": found.reason or reasons.get("elbo", "")}
 

@@ -147,7 +147,7 @@ def rows(records: Iterable[dict[str, Any]], *, brief: bool = False) -> list[tupl
                 (
                     record["experiment"],
                     key.replace("_", " "),
-                    "" if paper is None else f"{paper:.3g}",
+                    "" if paper is None else f"{paper:.4g}",
                     f"{ours:.4f}" + ("" if sd is None else f" ± {sd:.4f}"),
                     "" if paper is None else f"{ours - paper:+.4f}",
                     _rivals(record["mean"], key),

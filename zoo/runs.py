@@ -211,7 +211,7 @@ def run(
 
     Of several processes the first does all but the training.
     """
-    from pyrozoo.zoo import folders
+    from pyrozoo.zoo import folders, own
 
     folders.check(folder)
     track = Tracker()
@@ -229,7 +229,8 @@ def run(
         {"spec": spec, "seed": seed, "command": command, "versions": versions()},
         track if len(track.rows) else None,
     )  # fmt: skip
-    folders.write_report(folders.load(folder, lambda *_: model))
+    written = folders if make is make_model else own
+    folders.write_report(written.load(folder, lambda *_: model))
     return everything
 
 

@@ -12,7 +12,7 @@
 ``hidden_classes``  so many classes, the last ones, have no labelled row
 ``missing``         share of training rows that lack one half, for a multimodal method on images
 ``hidden``          share of entries that are hidden at random, to be filled in
-``label`` ``views`` ``columns`` ``drop`` ``index``
+``label`` ``views`` ``columns`` ``drop`` ``index`` ``values``
                     of a file: how it is read, see :func:`.tables.read`
 ``test``            of a file: share of the labelled rows that is held out (default 0.2 where
                     labels are shown, else none)
@@ -40,7 +40,7 @@ ON_DISK = (".npy", ".h5", ".hdf5", ".zarr")
 MANY = 10_000  # rows from which on they are not read into memory
 SETTINGS = (
     "name", "file", "split", "labels", "hidden_classes", "missing", "hidden", "label", "views",
-    "columns", "drop", "index", "test",
+    "columns", "drop", "index", "values", "test",
 )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def make_task(
         return _on_disk(data, kind, seed)
     if "file" in data or data["name"] in datasets.TABLES:
         return _table(data, kind, seed)
-    without = ["label", "views", "columns", "drop", "index", "test"]
+    without = ["label", "views", "columns", "drop", "index", "values", "test"]
     without += ["labels", "hidden_classes", "hidden"] if kind == "multimodal" else ["missing"]
     if given := [key for key in without if key in data]:
         what = f"{data['name']}, a set of images,"
@@ -226,7 +226,10 @@ def _table(data: Mapping[str, Any], kind: str, seed: int) -> Task:
     source, label = data.get("file"), data.get("label")
     if "name" in data:
         source, label = datasets.table(data["name"])
-    options = {key: data[key] for key in ("views", "columns", "drop", "index") if key in data}
+    how = ("views", "columns", "drop", "index", "values")
+    options = {key: data[key] for key in how if key in data}
+    if data.get("hidden") and data.get("values"):
+        raise ValueError("hidden is for the columns of x; values of a program of your own are not")
     table = tables.read(source, label=label, **options)
     y = torch.full((len(table.index),), -1) if table.labels is None else table.labels
     y = torch.as_tensor(y).long()
@@ -234,7 +237,8 @@ def _table(data: Mapping[str, Any], kind: str, seed: int) -> Task:
     if labels not in (None, 0) and not bool((y >= 0).any()):
         raise ValueError("labels are to be shown, but the data have none: name their column, label")
     names = [str(level) for level in table.schema.label.levels] if table.schema.label else []
-    values = {name: given for name, given in table.data.items() if name != "y"}
+    label_site = {"y"} if table.schema.label else set()
+    values = {name: given for name, given in table.data.items() if name not in label_site}
     truth = {}
     if share := data.get("hidden", 0.0):
         truth = {n: _nan_where_missing(n, v) for n, v in values.items()}
@@ -264,7 +268,7 @@ def _on_disk(data: Mapping[str, Any], kind: str, seed: int) -> Task:
     """Arrays by site: fitted on all rows; what is more than ``MANY`` of them stays on disk."""
     from pyrozoo.zoo import tables
 
-    others = ("split", "missing", "hidden", "views", "columns", "drop", "index")
+    others = ("split", "missing", "hidden", "views", "columns", "drop", "index", "values")
     if given := [key for key in others if key in data]:
         raise ValueError(
             f"{data['file']}, a file of arrays, has no {', '.join(given)}; convert it to .npz or"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import difflib
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from pyrozoo.inference.bounds.contract import add
 from pyrozoo.inference.bounds.gradients import detach_densities
 from pyrozoo.inference.bounds.kl import closed_form_sites
 from pyrozoo.inference.bounds.runs import one_by_one, run, sample_sites
-from pyrozoo.inference.bounds.stock import outside, stock
+from pyrozoo.inference.bounds.stock import explained, outside, stock
 from pyrozoo.inference.bounds.terms import Terms, take_apart
 from pyrozoo.inference.observing import Net, Observed, pair
 from pyrozoo.inference.plan import Plan
@@ -70,6 +70,10 @@ class EnumELBO(TraceEnum_ELBO):
         inputs, replace: see :func:`.observing.pair`, for halves that are not paired yet.
 
     Weights are read at every call, also by a loss that is staged (:mod:`.staging`).
+
+    Raises:
+        ValueError: an option has another value; when called: what is observed fits no site, a
+            latent site is proposed by nobody, or program and guide disagree.
 
     Source: the enumerated bound is that of Obermeyer et al., "Tensor variable elimination for
     plated factor graphs" (2019), as in Pyro; free bits are from Kingma et al., "Improved
@@ -133,7 +137,9 @@ class EnumELBO(TraceEnum_ELBO):
         """The loss in nats per datum, a scalar tensor."""
         p, q, ready, plan = self._ready(program, guide, batch)
         if reason := self.unsupported(plan):
-            return self._stock(reason, plan, ready).differentiable_loss(p, q, ready) / len(ready)
+            fallback = self._stock(reason, plan, ready)
+            with explained(reason):
+                return fallback.differentiable_loss(p, q, ready) / len(ready)
         value = self._evaluate(p, q, ready, plan)
         shared = value.shared / (self.num_rows or len(ready))
         return -(value.rows.mean() + shared + value.extra.mean())
@@ -143,7 +149,9 @@ class EnumELBO(TraceEnum_ELBO):
         with torch.no_grad():
             p, q, ready, plan = self._ready(program, guide, batch)
             if reason := self.unsupported(plan):
-                return self._stock(reason, plan, ready).loss(p, q, ready) / len(ready)
+                fallback = self._stock(reason, plan, ready)
+                with explained(reason):
+                    return fallback.loss(p, q, ready) / len(ready)
             return float(self.differentiable_loss(p, q, ready))
 
     def loss_and_grads(self, program: Net, guide: Net, batch: Data) -> float:
@@ -323,6 +331,23 @@ class EnumELBO(TraceEnum_ELBO):
             self._told.add(reason)
             warnings.warn(f"falling back to Pyro's TraceEnum_ELBO: {reason}", stacklevel=4)
         return stock(plan, self.num_particles)
+
+
+def own_copy(objective: EnumELBO | None, inputs: Iterable[str] = ()) -> EnumELBO:
+    """A copy with inputs and pairs of its own; its dictionaries stay shared.
+
+    Raises:
+        TypeError: it is no objective.
+    """
+    objective = EnumELBO() if objective is None else objective
+    if not isinstance(objective, EnumELBO):
+        raise TypeError(
+            "objective is an EnumELBO or one of its kind, such as IWELBO(num_particles=5), got"
+            f" {objective!r}"
+        )
+    new = copy.copy(objective)
+    new.inputs, new._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
+    return new
 
 
 def average(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

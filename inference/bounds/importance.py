@@ -154,12 +154,13 @@ class IWELBO(ImportanceWeighted):
 
     It grows with the number of draws and tends to log p(x).  The total gradient of the guide loses
     its signal as K grows (Rainforth et al., "Tighter variational bounds are not necessarily
-    better", 2018); that of ``gradient="dreg"`` does not.
+    better", 2018); that of ``gradient="dreg"`` does not.  Source: Yuri Burda, Roger Grosse, Ruslan
+    Salakhutdinov, "Importance weighted autoencoders" (2016).
 
     Args:
         num_particles: draws of the guide per row, K.
         gradient: of the guide: ``"total"``, ``"stl"`` or ``"dreg"``, see :mod:`.gradients`.
-        options: see :class:`ImportanceWeighted`.
+        observed_guide_weights, num_rows, split, inputs, replace: as in :class:`.EnumELBO`.
     """
 
     alpha = 0.0

@@ -29,8 +29,9 @@ PARTICLES = "num_particles_vectorized"  # the name that Pyro gives this plate
 TRIED = 2  # draws that are run both ways
 REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 FIX = (
-    "write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is drawn, and dim=-1"
-    " for dim=1"
+    "write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is drawn, dim=-1 for"
+    " dim=1, and pyrozoo.zoo.networks.batched(net) for a network that takes one batch dimension"
+    " (convolutions, x.view(-1, ..))"
 )
 
 

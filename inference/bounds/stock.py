@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
@@ -17,6 +20,20 @@ def stock(plan: Plan, num_particles: int) -> TraceEnum_ELBO:
         max_plate_nesting=nesting(plan),
         strict_enumeration_warning=False,
     )
+
+
+@contextlib.contextmanager
+def explained(reason: str) -> Iterator[None]:
+    """Say in an error of Pyro's objective why it was at work, and what it does to values."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        error.add_note(
+            f"Pyro's own TraceEnum_ELBO was at work, since {reason}: there a summed value k stands"
+            " for all its values at once, in a dimension on the left, and has one entry for all of"
+            " a plate, so that k[..., i] cannot pick entries of the plate"
+        )
+        raise
 
 
 def outside(plan: Plan, reparameterised: bool = True) -> str:

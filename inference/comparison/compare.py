@@ -81,12 +81,17 @@ def compare(
         settings: of :func:`pyrozoo.inference.fit`, the same for all: ``epochs``, ``batch_size``,
             ``lr``...
 
+    Returns:
+        a :class:`.Comparison`: ``table()``, ``to_latex()``, ``write_csv()``, ``write()`` (a page),
+        ``to_arviz()``; ``cells`` holds the fitted guides and their measures, bounds in nats per
+        datum.
+
     Raises:
         TypeError, ValueError: an option, the data, the log-evidence or the reference do not fit, or
             nothing could be fitted.
     """
     inputs, say = tuple(inputs), say or (lambda line: None)
-    losses = dict(objectives or {"ELBO": EnumELBO})
+    losses: Any = {"ELBO": EnumELBO} if objectives is None else objectives
     numbers = _check(guides, losses, learn, seeds)
     frozen = _copies(program, learn)[0]
     learnt = any(p.requires_grad for p in _parameters(frozen))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from pyrozoo.inference.reports.plots import (
     COLOURS,
@@ -178,6 +178,9 @@ def progress(cells: Cells, target: float = math.nan) -> Figure:
         ax.axhline(target, color=MUTED, ls=":", lw=0.9)
     ax.set_ylim(bottom=min(lowest))
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     label_axes(ax, "seconds", "nats per datum")
     _legend(ax)
     return fig

@@ -40,7 +40,7 @@ class Stored(Batch):
         data: site -> array, or ``(array, present)`` with booleans by row or by entry, or None.  An
             array is whatever has ``shape``, ``dtype`` and numpy-style reading of slices and sorted
             row numbers, rows first: ``np.memmap``, ``h5py.Dataset``, ``zarr.Array``, one in memory,
-            or a reader of your own, see :mod:`.storage`.
+            or a reader of your own, see :mod:`.arrays`.
         shuffle: how :func:`.fit` mixes the rows. ``"rows"``: every order is as likely, as in
             memory. ``"blocks"``: for what is read in blocks only, see :func:`.rows.block_order`.
             ``"auto"``: blocks where some array is read in blocks that are not all kept in memory.

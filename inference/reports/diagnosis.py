@@ -88,8 +88,8 @@ def _finite(name: str, size: int, now: Record, rows: int) -> Iterator[Finding]:
             f"The responsibilities of {name} are uniform",
             f"Their mean entropy is {entropy:.2f} of at most {top:.2f} nats (ln {size}): the model"
             f" does not tell rows apart by {name}.",
-            f"Show some values of {name}, start from pretrained clusters, or make the other latents"
-            " dearer or narrower at first, so that the decoder has a reason to use it.",
+            f"Show values of {name}, or more of them, start from pretrained clusters, or make other"
+            " latents dearer or narrower at first, so that the decoder has a reason to use it.",
         )
     elif used < USED * size and rows >= 2 * size:
         yield Finding(

@@ -153,9 +153,11 @@ def strip(
         places = np.linspace(0, len(chosen) - 1, PICTURES).round().astype(int)
         chosen = [chosen[i] for i in places]
     flat, axes = _projected([np.asarray(codes[e], float) for e in chosen], site)
-    columns = min(4, len(chosen))
+    columns = next((n for n in (5, 4, 3) if len(chosen) % n == 0), min(4, len(chosen)))
     rows = math.ceil(len(chosen) / columns)
-    fig = Figure(figsize=(max(2.3 * columns, 4.6), 2.25 * rows + 0.5), layout="constrained")
+    fig = Figure(
+        figsize=(min(max(2.3 * columns, 4.6), 9.6), 2.25 * rows + 0.5), layout="constrained"
+    )
     known = np.concatenate(flat)
     known = known[~np.isnan(known).any(1)]
     limits = [_limits(known[:, i]) for i in range(known.shape[1])] if len(known) else []

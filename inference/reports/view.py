@@ -90,7 +90,7 @@ class View:
         self.clusters: list[int] = []
         if self.cluster is not None:
             self.hidden = self.batch.drop(self.cluster)
-            self.probs = _numpy(result.responsibilities(self.hidden, self.cluster, batch_size=512))
+            self.probs = _numpy(result.responsibilities(self.hidden, self.cluster, seed=0))
             self.found = self.probs.argmax(1)
             self.clusters = list(range(self.probs.shape[1]))
             self.shares = np.bincount(self.found, minlength=len(self.clusters)) / len(self.found)

@@ -8,7 +8,6 @@ those of a staged fit of its own, but for rounding.
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO, own_copy
 from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.graph import modules_of
 from pyrozoo.inference.modes import seeded
@@ -125,13 +124,13 @@ def fit_seeds(
 
     if len(pairs) == 1 or together is False:
         return one_by_one()
-    shared = _copy(objective or EnumELBO(), inputs)
+    shared = own_copy(objective, inputs)
     whole = _prepared(pairs, data, shared, device)
     if isinstance(whole, Stored):
         warnings.warn(f"{_ALONE}: the rows are read from disk", stacklevel=2)
         return one_by_one()
     team = [
-        member(seed, *pair, whole, _copy(shared), batch_size, repeat or {}, validation)
+        member(seed, *pair, whole, own_copy(shared), batch_size, repeat or {}, validation)
         for seed, pair in pairs.items()
     ]
     if start is not None:
@@ -172,13 +171,6 @@ def _pairs(make: Callable[[int], Any], seeds: Iterable[int]) -> dict[int, tuple[
     if not pairs:
         raise ValueError("there is no seed to fit")
     return pairs
-
-
-def _copy(objective: EnumELBO, inputs: Iterable[str] = ()) -> EnumELBO:
-    """A copy with inputs and pairs of its own; its dictionaries stay shared."""
-    new = copy.copy(objective)
-    new.inputs, new._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
-    return new
 
 
 def _prepared(

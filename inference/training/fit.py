@@ -9,7 +9,6 @@ evaluated along the way changes no parameter.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 import time
@@ -22,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch, Data
-from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.bounds.elbo import EnumELBO, own_copy
 from pyrozoo.inference.disk.loading import Reader
 from pyrozoo.inference.modes import seeded
 from pyrozoo.inference.observing import Net
+from pyrozoo.inference.reading import read_count
 from pyrozoo.inference.staging.staged import Staged, stage
 from pyrozoo.inference.training import checkpoint, processes
 from pyrozoo.inference.training.facts import settings_of
@@ -136,8 +136,7 @@ def fit(
     """
     check_options(epochs, batch_size, lr, patience, resume, folder)
     lr_schedule = read_schedule(lr_schedule, epochs)
-    objective = copy.copy(objective or EnumELBO())  # its dictionaries stay shared
-    objective.inputs, objective._pairs = tuple(dict.fromkeys([*objective.inputs, *inputs])), {}
+    objective = own_copy(objective, inputs)
     p, q = objective.pair(program, guide)
     result = Result(program, guide, objective, objective.inputs)
     train, held_out, rows, visits, result.sites = make_ready(
@@ -160,6 +159,11 @@ def fit(
         parameters = list(names.values())
         make = optimizer or (lambda xs: torch.optim.Adam(xs, lr=lr, fused=True))
         engine = make(parameters)
+        if not isinstance(engine, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer is a function that makes a torch optimiser of the parameters, such as"
+                f" lambda xs: torch.optim.Adam(xs, lr=1e-3), but gave {type(engine).__name__}"
+            )
         base_rates = [group["lr"] for group in engine.param_groups]
         schedules = {f"weight of {name}": schedule for name, schedule in (weights or {}).items()}
         schedules |= {} if lr_schedule is None else {"lr": lr_schedule}
@@ -329,9 +333,10 @@ def check_options(
     epochs: int, batch_size: int, lr: float, patience: int | None, resume: bool, folder: Any
 ) -> None:
     """Raise ValueError where an option of a fit is out of its range."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-        if not value > 0 or not math.isfinite(value):
-            raise ValueError(f"{name} is positive, got {value}")
+    read_count("epochs", epochs)
+    read_count("batch_size", batch_size)
+    if not lr > 0 or not math.isfinite(lr):
+        raise ValueError(f"lr is positive, got {lr}")
     if patience is not None and patience < 1:
         raise ValueError(f"patience is at least one epoch, got {patience}")
     if resume and folder is None:

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 import torch.distributed as c10d
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -67,6 +68,8 @@ def start(device: str = "auto", devices: int | str | None = None) -> Processes:
         ValueError: it is no number of processes, another one than was started, or more than there
             are GPUs; or this is a notebook.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch sees no GPU here; use 'cpu' or 'auto'")
     if devices is not None and devices != "auto" and (type(devices) is not int or devices < 1):
         raise ValueError(f"devices is a number from 1, or 'auto', got {devices!r}")
     there = None if _ALONE.get() else running()

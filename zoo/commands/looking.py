@@ -18,6 +18,7 @@ from pyrozoo.zoo.commands.options import (
     Index,
     Label,
     Labels,
+    Method,
     Root,
     Settings,
     View,
@@ -73,7 +74,7 @@ def show(
 
 
 def compare(
-    name: Annotated[str, typer.Argument(help="A method, or FILE.py:Class of your own.")] = "",
+    name: Method = "",
     truth: Annotated[
         bool, typer.Option("--truth", help="Programs whose posterior is known, in its place.")
     ] = False,
@@ -138,6 +139,7 @@ def compare(
         spec, data={"labels": count(labels)}, fit={"epochs": epochs},
         options=assignments(settings, "--set"),
     )  # fmt: skip
+    spec = own.with_values(cls, spec, tell) if cls else spec
     found = comparing.compare_method(
         spec, wanted or comparing.USUAL, losses or ["elbo"], seeds=seeds, root=data_root,
         make=own.maker(cls) if cls else None, effort=effort, say=tell,

@@ -8,6 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+Method = Annotated[
+    str,
+    typer.Argument(
+        help="A method, or FILE.py:Class of your own. In a file, the columns that your program"
+        ' calls by name, as a site or as batch["age"], are values of that name; the others are its'
+        " site x, if it has one, or are left out."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of initial parameters, batches and draws.", min=0)]
 Root = Annotated[
     str | None,
@@ -18,7 +26,11 @@ Devices = Annotated[
     str | None, typer.Option(help="Processes, one on each device: a number, or auto.")
 ]
 Data = Annotated[
-    str, typer.Option(help="digits, mnist, fashion_mnist, wine, breast_cancer; or a file.")
+    str,
+    typer.Option(
+        help="digits, mnist, fashion_mnist, binary_digits, binary_mnist, coloured_digits,"
+        " coloured_mnist; wine, breast_cancer; or a file."
+    ),
 ]
 Labels = Annotated[str | None, typer.Option(help="How many training labels are shown, or 'all'.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the data.", min=1)]

@@ -21,6 +21,7 @@ from pyrozoo.zoo.commands.options import (
     Index,
     Label,
     Labels,
+    Method,
     Root,
     Seed,
     Settings,
@@ -32,11 +33,11 @@ from pyrozoo.zoo.commands.options import (
     source_of,
     values_of,
 )
-from pyrozoo.zoo.commands.screen import console, say
+from pyrozoo.zoo.commands.screen import console, errors, say
 
 
 def train(
-    name: Annotated[str, typer.Argument(help="A method, or FILE.py:Class of your own.")],
+    name: Method,
     data: Data = "digits",
     labels: Labels = None,
     missing: Annotated[
@@ -91,6 +92,8 @@ def train(
         fit={"epochs": epochs, "batch_size": batch_size, "lr": lr, "compile": compile or None},
         options=assignments(settings, "--set"),
     )
+    if cls:
+        spec = own.with_values(cls, spec, lambda line: errors.print(escape(line), highlight=False))
     figures = runs.run(
         spec, folder, seed=seed, root=data_root, device=device, devices=number_of_devices(devices),
         resume=resume, make=own.maker(cls) if cls else runs.make_model,
@@ -179,8 +182,9 @@ def _print_figures(label: str, data: str, figures: dict[str, Any]) -> None:
     for key, value in own.items():
         if key in ("seconds", "bound"):
             continue
-        others = [f"{row[key]:.3f}" if key in row else "" for row in rivals.values()]
-        table.add_row(key.replace("_", " "), f"{value:.3f}", *others)
+        digits = 0 if "clusters_used" in key else 3
+        others = [f"{row[key]:.{digits}f}" if key in row else "" for row in rivals.values()]
+        table.add_row(key.replace("_", " "), f"{value:.{digits}f}", *others)
     table.add_row("bound, nats per datum", f"{own['bound']:.2f}", *["" for _ in rivals])
     table.add_row("training, seconds", f"{own['seconds']:.0f}", *["" for _ in rivals])
     console.print(table)

@@ -19,7 +19,7 @@ def report(
     """Write the report of a run folder again."""
     from pyrozoo.zoo import folders
 
-    path = folders.write_report(folders.load(run, _maker(program)), out)
+    path = folders.write_report(_load(run, program), out)
     say("report  ", path)
 
 
@@ -37,9 +37,9 @@ def predict(
     seed: Seed = 0,
 ) -> None:
     """Clusters or labels, embeddings, bounds and filled-in entries of new rows."""
-    from pyrozoo.zoo import exports, folders, tables
+    from pyrozoo.zoo import exports, tables
 
-    fitted = folders.load(run, _maker(program))
+    fitted = _load(run, program)
     rows, index = _rows(fitted, data, absent)
     found = exports.predict(fitted, rows, num_samples=num_samples, level=level, seed=seed)
     kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found, index)
@@ -59,9 +59,9 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Generate rows from a fitted program."""
-    from pyrozoo.zoo import exports, folders, tables
+    from pyrozoo.zoo import exports, tables
 
-    fitted = folders.load(run, _maker(program))
+    fitted = _load(run, program)
     values = assignments(given, "--given")
     found = exports.sample(fitted, rows, given=values, seed=seed)
     kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found)
@@ -69,11 +69,11 @@ def sample(
     say(f"{rows:,} rows ({', '.join(found)}) in ", out)
 
 
-def _maker(program: str | None) -> Any:
-    from pyrozoo.zoo import own, runs
+def _load(run: Path, program: str | None) -> Any:
+    from pyrozoo.zoo import folders, own, runs
 
     if program is not None:
-        return own.maker(own.find_class(program))
+        return own.load(run, own.maker(own.find_class(program)))
 
     def make(spec: Any, task: Any, seed: int) -> Any:
         if not runs.known_method(spec["method"]):
@@ -83,7 +83,7 @@ def _maker(program: str | None) -> Any:
             )
         return runs.make_model(spec, task, seed)
 
-    return make
+    return folders.load(run, make)
 
 
 def _rows(run: Any, path: Path, absent: bool) -> tuple[Any, Any]:

@@ -107,6 +107,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.in_dims, self.precision = _in_dims(in_dims), "float32"
+        if isinstance(hidden, int):
+            raise TypeError(f"hidden is a sequence of widths, such as ({hidden},), got {hidden}")
         widths = [*hidden] if out_dim is None else [*hidden, out_dim]
         if any(width < 1 for width in widths):
             raise ValueError(f"layer widths must be positive, got {widths}")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ FORMATS: dict[str, tuple[Callable[..., Source], Callable[[Any, Path], None]]] = 
 }
 
 
-def load(source: Any, index: str | int | None = None, text: Iterable[str] = ()) -> Source:
+def load(
+    source: Any,
+    index: str | int | None = None,
+    text: Iterable[str] = (),
+    named: Collection[str] | None = (),
+) -> Source:
     """Read a file, a data frame or a dictionary of arrays; a source is returned as it is.
 
     Args:
@@ -31,6 +36,7 @@ def load(source: Any, index: str | int | None = None, text: Iterable[str] = ()) 
         index: the column, by name or number, of the labels of rows; for ``.csv``, ``.parquet`` and
             data frames.
         text: columns of a ``.csv`` that are text even if they look like numbers.
+        named: arrays that are asked for by name and read as they are; None: all of them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,11 +47,11 @@ def load(source: Any, index: str | int | None = None, text: Iterable[str] = ()) 
         where, loaded = source.where, source
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
-        where, loaded = str(path), _read(path, index, tuple(text))
+        where, loaded = str(path), _read(path, index, tuple(text), named)
         if path.suffix.lower() == ".csv":
             return loaded
     elif isinstance(source, Mapping):
-        where, loaded = "the arrays", from_arrays(source)
+        where, loaded = "the arrays", from_arrays(source, named=named)
     elif _is_frame(source):
         where, loaded = "the data frame", Source(source)
     else:
@@ -109,7 +115,9 @@ def _extension(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _read(path: Path, index: str | int | None, text: tuple[str, ...]) -> Source:
+def _read(
+    path: Path, index: str | int | None, text: tuple[str, ...], named: Collection[str] | None
+) -> Source:
     kind = _extension(path)
     reader = FORMATS[kind][0]
     if not path.is_file():
@@ -121,7 +129,8 @@ def _read(path: Path, index: str | int | None, text: tuple[str, ...]) -> Source:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return reader(path, index, text) if kind == ".csv" else reader(path)
+            options = {".csv": (index, text), ".npz": (named,)}.get(kind, ())
+            return reader(path, *options)
     except MemoryError:
         raise
     except Exception as error:

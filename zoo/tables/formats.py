@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -93,14 +93,14 @@ def read_parquet(path: Path) -> Source:
     return Source(library("pandas").read_parquet(path, **options), str(path))
 
 
-def read_npz(path: Path) -> Source:
-    """Read an ``.npz`` of arrays by site."""
+def read_npz(path: Path, named: Collection[str] | None) -> Source:
+    """Read an ``.npz`` of arrays by site, or asked for by name."""
     with path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError("it holds one array without a name")
         _check_members(file, archive.files)
-        return from_arrays({key: archive[key] for key in archive.files}, str(path))
+        return from_arrays({key: archive[key] for key in archive.files}, str(path), named)
 
 
 def _check_members(file: BinaryIO, names: list[str]) -> None:

@@ -27,6 +27,7 @@ def read(
     views: Views | None = None,
     columns: Mapping[str, Wish] | None = None,
     drop: Iterable[str] = (),
+    values: Iterable[str] = (),
     constant: Literal["error", "drop"] = "error",
     rows: Any = None,
     index: str | int | None = None,
@@ -43,6 +44,8 @@ def read(
         columns: column -> its kind, its likelihood, its levels from low to high (ordered), or
             ``{kind: levels}``, where the inferred kind is not right; for arrays also site -> ...
         drop: columns, or sites of arrays, to leave out; new data may have them or not.
+        values: columns, or arrays of any name and shape, that are values of their own names, read
+            as they are, and belong to no site of columns (see :meth:`.Source.value`).
         constant: what to do with columns that have one value only, or none.
         rows: the rows to read and to learn from, a mask or row numbers; default all.
         index: column, by name or number, of the labels of rows (``.csv``, ``.parquet``, frames).
@@ -64,12 +67,13 @@ def read(
             raise TypeError(f"{what} is a dictionary, got {given!r}")
     if constant not in ("error", "drop"):
         raise ValueError(f"constant is 'error' or 'drop', got {constant!r}")
-    loaded = load(source, index, _text(columns or {}))
+    drop, values = tuple(drop), tuple(values)
+    loaded = load(source, index, _text(columns or {}), (*values, *drop) if values else ())
     if rows is not None:
         loaded = loaded.rows(rows)
     if len(loaded) == 0:
         raise ValueError(f"{loaded.where} has no rows to learn from")
-    schema = _learn(loaded, label, views, dict(columns or {}), tuple(drop), constant)
+    schema = _learn(loaded, label, views, dict(columns or {}), drop, values, constant)
     return encode(schema, loaded)
 
 
@@ -89,6 +93,7 @@ def _learn(
     views: Views | None,
     wishes: dict[str, Wish],
     drop: tuple[str, ...],
+    values: tuple[str, ...],
     constant: str,
 ) -> Schema:
     if source.arrays and (views is not None or label not in (None, "y")):
@@ -97,13 +102,17 @@ def _learn(
         label = "y"
     if label is not None:
         _check_known(source, [label], "label")
-    if clash := [n for n in (*wishes, *drop) if n == label or (n in wishes and n in drop)]:
-        what = "the label" if clash[0] == label else "dropped"
+    asked = [*wishes, *dict.fromkeys(drop), *values]
+    if clash := [n for n in asked if n == label or asked.count(n) > 1]:
+        what = "the label" if clash[0] == label else "dropped" if clash[0] in drop else "a value"
         raise ValueError(f"{clash[0]!r} is {what} and asked for as something else")
     dropped = _expand(source, dict.fromkeys(drop), "drop")
     counts: dict[str, Wish] = dict.fromkeys(source.frame.columns, "count") if source.counts else {}
     wishes = _expand(source, wishes, "columns")
-    sites = _sites(source, views, label, tuple(wishes), tuple(dropped))
+    _check_known(source, values, "values")
+    sites = _sites(source, views, label, tuple(wishes), (*dropped, *values))
+    if values and sites == {"x": []}:
+        sites = {}
     found: list[Site] = []
     useless: dict[str, str] = {}
     for name, names in sites.items():
@@ -125,19 +134,20 @@ def _learn(
         )
     found += [_pixel_site(source, name) for name in source.pixels if name not in dropped]
     empty = [name for name in sites if name not in {site.name for site in found}]
-    if empty or not found:
+    if empty or not (found or values):
         raise ValueError(f"{source.where}: no columns are left for site {some(empty or ['x'])}")
     return Schema(
         tuple(found),
         None if label is None else _label(read_cells(label, source.column(label))),
         (*dropped, *useless),
+        {name: str(source.value(name)[0].dtype) for name in values},
     )
 
 
 def _check_known(source: Source, names: Iterable[str], what: str) -> None:
     known = [*source.frame.columns, *([] if source.extra is None else source.extra.columns)]
     for name in names:
-        if not source.has(name) and name not in source.pixels:
+        if not source.has(name) and name not in source.pixels and name not in source.named:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(

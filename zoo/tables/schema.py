@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,19 +108,22 @@ class Label:
 class Schema:
     """Sites, label, and the columns of the training data that were left out.
 
+    ``values`` are columns, or arrays, that were asked for by name: name -> type in training.
+
     Raises:
-        ValueError: there is no site, or a name occurs twice.
+        ValueError: there is no site and no value, or a name occurs twice.
     """
 
     sites: tuple[Site, ...]
     label: Label | None = None
     dropped: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.sites:
+        if not self.sites and not self.values:
             raise ValueError("a schema has one site or more")
         for what, names in (
-            ("sites", [s.name for s in self.sites]),
+            ("sites", [*(s.name for s in self.sites), *self.values]),
             ("columns", [*self.columns, *([self.label.name] if self.label else [])]),
         ):
             if twice := repeated(names):

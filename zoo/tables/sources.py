@@ -5,11 +5,13 @@ Arrays, as in an ``.npz`` file, are named by their sites: ``x`` or ``x_<view>`` 
 
 - ``uint8`` arrays (N, D), (N, H, W) or (N, C, H, W) are pixels from 0 to 255.
 - Other numbers and booleans (N, D) are D columns, called ``x[0]``, ``x[1]`` ..; NaN is missing.
+
+Arrays that are asked for by name have any name and any shape (N, *), and are read as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrozoo.zoo.tables.cells import library, repeated, some
+from pyrozoo.zoo.tables.cells import library, read_cells, repeated, some
 from pyrozoo.zoo.tables.schema import SITE_NAME
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Source:
         extra: columns that are used if they are asked for by name (``obs`` of an ``.h5ad`` file).
         views: site -> columns, where the source itself says so (arrays).
         pixels: site -> images, (N, *shape) uint8, and which rows or entries are known.
+        named: arrays that were asked for by name, (N, *), and which rows or entries are known.
         counts: whether all of ``frame`` is one matrix of counts.
     """
 
@@ -45,6 +48,7 @@ class Source:
     extra: pd.DataFrame | None = None
     views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pixels: Mapping[str, tuple[Array, Array | None]] = field(default_factory=dict)
+    named: Mapping[str, tuple[Array, Array | None]] = field(default_factory=dict)
     counts: bool = False
 
     def __post_init__(self) -> None:
@@ -64,7 +68,13 @@ class Source:
     @property
     def arrays(self) -> bool:
         """Whether it came as arrays by site."""
-        return bool(self.views or self.pixels)
+        return bool(self.views or self.pixels or self.named)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, and the arrays that were asked for by name."""
+        extra = () if self.extra is None else self.extra.columns
+        return (*self.frame.columns, *extra, *self.named)
 
     def has(self, name: str) -> bool:
         """Whether there is such a column."""
@@ -75,6 +85,36 @@ class Source:
         if name in self.frame.columns or self.extra is None:
             return self.frame[name]
         return self.extra[name]
+
+    def value(self, name: str) -> tuple[Array, NDArray[np.bool_]]:
+        """A column (N,), or a named array (N, *), as it is, and what is known of it.
+
+        Whole numbers and booleans are int64, other numbers float32; images stay bytes.
+
+        Raises:
+            ValueError: a column holds no numbers.
+        """
+        if name in self.named:
+            value, mask = self.named[name]
+            known = np.ones(value.shape, dtype=bool)
+            if mask is not None:
+                known &= mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))
+            if value.dtype.kind == "f":
+                known &= ~np.isnan(value)
+                return np.where(known, value, 0).astype(np.float32), known
+            pixels = value.dtype == np.uint8 and value.ndim > 1
+            return value if pixels else value.astype(np.int64), known
+        cells = read_cells(name, self.column(name))
+        if cells.type == "text":
+            raise ValueError(
+                f"column {name!r} holds text, such as {some(cells.distinct, 2)}, and the program"
+                " takes numbers: number its levels from 0"
+            )
+        if cells.type == "bool":
+            return cells.codes((False, True)).clip(0), cells.known
+        whole = all(isinstance(v, int) for v in cells.distinct)
+        numbers = np.where(cells.known, cells.numbers, 0)
+        return numbers.astype(np.int64 if whole else np.float32), cells.known
 
     def rows(self, rows: Any) -> Source:
         """Some rows: a mask (N,) of booleans, or row numbers from 0.
@@ -95,12 +135,16 @@ class Source:
                 raise ValueError(
                     f"{self.where} has rows 0 to {len(self) - 1}, got {low if low < 0 else high}"
                 )
-        pixels = {
-            site: (value[chosen], None if known is None else known[chosen])
-            for site, (value, known) in self.pixels.items()
-        }
+        pixels, named = (
+            {
+                n: (v[chosen], None if known is None else known[chosen])
+                for n, (v, known) in a.items()
+            }
+            for a in (self.pixels, self.named)
+        )
         extra = None if self.extra is None else self.extra.iloc[chosen]
-        return Source(self.frame.iloc[chosen], self.where, extra, self.views, pixels, self.counts)
+        frame = self.frame.iloc[chosen]
+        return Source(frame, self.where, extra, self.views, pixels, named, self.counts)
 
 
 def take_masks(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +156,12 @@ def take_masks(arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Source:
+def from_arrays(
+    arrays: Mapping[str, Any], where: str = "the arrays", named: Collection[str] | None = ()
+) -> Source:
     """Read a dictionary of arrays or tensors by site, as the docstring of the module says.
+
+    ``named`` are asked for by name; None: all of them.
 
     Raises:
         ValueError: a name, type or shape is another one, or the numbers of rows differ.
@@ -121,14 +169,16 @@ def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Source:
     pd = library("pandas")
     values = {key: _array(key, value, where) for key, value in arrays.items()}
     masks = take_masks(values)
+    own = {k: (values.pop(k), masks.get(k)) for k in list(values) if named is None or k in named}
     for key in values:
         if key != "y" and (not SITE_NAME.fullmatch(key) or key.endswith(MASK)):
             raise ValueError(
                 f"{where}: expected arrays x or x_<view>, y, and <site>{MASK}, got {key!r}"
             )
-    if not any(key != "y" for key in values):
+    if not own and not any(key != "y" for key in values):
         raise ValueError(f"{where} has no array x or x_<view>")
     sizes = {key: len(value) for key, value in values.items()}
+    sizes |= {key: len(value) for key, (value, _) in own.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{where}: all arrays need the same number of rows, got {sizes}")
     rows = next(iter(sizes.values()))
@@ -143,7 +193,9 @@ def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Source:
             frame = _columns(key, value, known, where)
             views[key] = tuple(frame.columns)
             frames.append(frame)
-    return Source(pd.concat(frames, axis=1), where, None, views, pixels)
+    for key, (value, known) in own.items():
+        _mask(key, value, known, where)
+    return Source(pd.concat(frames, axis=1), where, None, views, pixels, own)
 
 
 def _array(key: Any, value: Any, where: str) -> Array:

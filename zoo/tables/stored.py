@@ -10,6 +10,7 @@ from pyrozoo.zoo.tables.cells import repeated, some
 from pyrozoo.zoo.tables.schema import Field, Label, Schema, Site
 
 FORMAT = 1
+TYPES = ("int64", "float32", "uint8")  # of values
 
 
 def to_json(schema: Schema) -> str:
@@ -27,7 +28,10 @@ def from_json(text: str) -> Schema:
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the schema is no valid JSON: {error}") from error
-    top = _take(data, "the schema", format=int, sites=list, label=(dict, None), dropped=list)
+    if isinstance(data, dict):
+        data = {"values": {}, **data}  # older ones have none
+    kinds: dict[str, Any] = {"format": int, "sites": list, "label": (dict, None), "dropped": list}
+    top = _take(data, "the schema", **kinds, values=dict)
     if top["format"] != FORMAT:
         raise ValueError(f"the schema has format {top['format']}; this version reads {FORMAT}")
     label = None
@@ -36,7 +40,9 @@ def from_json(text: str) -> Schema:
         label = Label(found["name"], tuple(found["levels"]))
     if not all(isinstance(name, str) for name in top["dropped"]):
         raise ValueError("the schema: 'dropped' is a list of names")
-    return Schema(tuple(map(_site, top["sites"])), label, tuple(top["dropped"]))
+    if not all(kind in TYPES for kind in top["values"].values()):
+        raise ValueError(f"the schema: 'values' are of type {some(TYPES)}")
+    return Schema(tuple(map(_site, top["sites"])), label, tuple(top["dropped"]), top["values"])
 
 
 def _site(data: Any) -> Site:

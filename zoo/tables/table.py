@@ -31,7 +31,8 @@ class Table:
         schema: what the values mean.
         data: site -> values (N, D), or (values, present) with a boolean mask where some are
             missing. Columns are float32 in the user's units, levels as codes 0 .. K-1; pixels
-            uint8, or float32 from 0 to 1 if all bytes are 0 or 1; ``y`` is int64 (N,).
+            uint8, or float32 from 0 to 1 if all bytes are 0 or 1; ``y`` is int64 (N,); values that
+            were asked for by name are (N, *), see :meth:`.Source.value`.
         index: the labels of the rows.
         labels: (N,) int64 codes, -1 where unlabelled; None without a column of labels.
     """
@@ -53,7 +54,15 @@ class Table:
 
     def summary(self) -> list[str]:
         """What was read, a line for each site, for people."""
-        return [self._line(site) for site in self.schema.sites] + self._label_line()
+        lines = [self._line(site) for site in self.schema.sites] + self._label_line()
+        return lines + [self._value_line(name) for name in self.schema.values]
+
+    def _value_line(self, name: str) -> str:
+        entry = self.data[name]
+        value, known = entry if isinstance(entry, tuple) else (entry, torch.ones(len(self)) > 0)
+        kind = str(value.dtype).removeprefix("torch.")
+        missing = f"{(~known).sum()} of {known.numel()} entries missing"
+        return f"{name}: {len(self)} rows, {kind} {tuple(value.shape)}; {missing}"
 
     def _line(self, site: Site) -> str:
         present = self.present(site.name)
@@ -110,13 +119,18 @@ def encode(
     if isinstance(drop, str) or not isinstance(drop, Iterable):
         what = "the text " if isinstance(drop, str) else ""
         raise TypeError(f"drop is a list of columns, got {what}{drop!r}")
-    loaded = load(source, index, _text_columns(schema))
+    named = (*schema.values, *schema.dropped) if schema.values else ()
+    loaded = load(source, index, _text_columns(schema), named)
     if rows is not None:
         loaded = loaded.rows(rows)
     _check_columns(schema, loaded, absent, {*drop, *schema.dropped})
     data: dict[str, Known] = {}
     for site in schema.sites:
         data[site.name] = _columns(site, loaded) if site.columns else _pixels(site, loaded)
+    for name, kind in schema.values.items():
+        if loaded.has(name) or name in loaded.named:
+            value, present = map(torch.from_numpy, loaded.value(name))
+            data[name] = _entry(value.float() if kind == "float32" else value, present)
     labels, label = None, schema.label
     if label is not None and loaded.has(label.name):
         labels = _codes(label, read_cells(label.name, loaded.column(label.name)))
@@ -132,8 +146,10 @@ def _text_columns(schema: Schema) -> list[str]:
 
 
 def _check_columns(schema: Schema, source: Source, absent: str, dropped: set[str]) -> None:
-    names = {*schema.columns, *(s.name for s in schema.sites if s.image_shape is not None)}
-    lacking = [n for n in names if not source.has(n) and n not in source.pixels]
+    names = {*schema.columns, *schema.values}
+    names |= {s.name for s in schema.sites if s.image_shape is not None}
+    here = {*source.pixels, *source.named}
+    lacking = [n for n in names if not source.has(n) and n not in here]
     if lacking and absent != "missing":
         raise ValueError(
             f"{source.where} lacks {some(sorted(lacking))}; if all of it is missing there, say"
