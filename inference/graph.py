@@ -350,9 +350,9 @@ def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str
             f"a plate of {name} takes a part of its entries (subsample_size=): write {PLATE};"
             " minibatches are cut by fit(batch_size=)"
         ) from error
-    arguments = list(inspect.signature(getattr(program, "forward", program)).parameters)
+    arguments = _arguments(program)
     if len(arguments) > 1:
-        raise ValueError(
+        raise TypeError(
             f"{name}({', '.join(arguments)}) was called with one batch and failed"
             f" ({type(error).__name__}: {text}): write {name}(batch), read values as batch['x'],"
             f" naming what is no site with inputs=['x'], write {PLATE}:, and draw what is observed"
@@ -362,6 +362,14 @@ def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str
     if "Shape mismatch inside plate" in text:
         hint = "; dimensions that belong to one row are declared by .to_event(n)"
     error.add_note(f"{name} was run as {name}(batch), on {batch!r}, to read its sites{hint}")
+
+
+def _arguments(program: Any) -> list[str]:
+    """Names of what a program takes, but for ``*args`` and ``**kwargs``."""
+    with contextlib.suppress(TypeError, ValueError):  # those of built-in functions are not known
+        found = inspect.signature(getattr(program, "forward", program)).parameters.values()
+        return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return []
 
 
 def _site(name: str, msg: Any, batch: Batch) -> Site:

@@ -417,9 +417,8 @@ def test_what_cannot_be_called():
     def two(x, y):
         pass
 
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'y'") as caught:
+    with pytest.raises(TypeError, match=r"two\(x, y\) was called with one batch.*argument: 'y'"):
         loss(two, empty)
-    assert "two was run as two(batch)" in caught.value.__notes__[0]
 
 
 def test_data_that_cannot_be_read():

@@ -337,7 +337,7 @@ def required(x, y):
 @pytest.mark.parametrize("program", [tutorial, required])
 def test_programs_with_arguments_are_told_what_to_write(program):
     data = {"x": torch.ones(3), "y": torch.ones(3)}
-    with pytest.raises(ValueError, match=r"\(x, y\) was called with one batch.*batch\['x'\]"):
+    with pytest.raises(TypeError, match=r"\(x, y\) was called with one batch.*batch\['x'\]"):
         Amortized(program, example=data)
 
 

@@ -135,8 +135,8 @@ ranks = pd.Series(cuts).corr(pd.Series(rights), "spearman")
 print(f"rank correlation of cut and accuracy: {ranks:.2f}")
 
 # %% [markdown]
-# Between the two ways a smaller cut goes with accuracy; among the cuts of the graph it hardly does,
-# which is why the sizes are asked for as well.
+# Between the two ways a smaller cut goes with accuracy.  Among the cuts of the graph the cheapest are
+# not the best, which is why like sizes are asked for as well.
 
 # %% [markdown]
 # ## VaDE
@@ -213,7 +213,9 @@ for start in ("mixture", "neighbours"):
 # %% [markdown]
 # ## What training does
 #
-# The bound is what training sees.  The accuracy is what we would like.
+# The bound is what training sees.  The accuracy is what we would like.  They need not agree: full
+# covariances keep more of what the start had right, and their bound is a nat below that of diagonal
+# ones.  What a run keeps is mostly decided by its start.
 
 
 # %%
@@ -262,7 +264,8 @@ _ = axis.axis("off")
 # So far the cluster is summed in the program and the guide is q(z | x).  The guide may propose the
 # cluster as well: by the mixture itself, averaged over q(z | x) in the logarithm
 # (`cluster="geometric"`), or by a network q(y | x) (`cluster="network"`).  The program is not touched.
-# For the same parameters the bound is looser, since such a guide pays for every doubt.
+# For the same parameters the bound is looser, since such a guide pays for every doubt; fitted, the
+# three end within half a nat.
 
 # %%
 for kind in ("geometric", "network"):
@@ -324,11 +327,9 @@ for axis, c in zip(axes, found, strict=True):
 # %% [markdown]
 # ## Which should I use?
 #
-# k-means on the pixels first: it takes a second, has nothing to set, and on these small centred images
-# most of what is above does not beat it.  The parts of the graph come next; their table row has the
-# best mean here, and the widest spread.  VaDE is for when a generative model is wanted, one that can
-# fill in pixels, take labels, or draw new digits; then start it from the graph.  Asking for parts of
-# like sizes (`balance`) helps, and so does a longer autoencoder: the stored experiment
-# `jiang2017_vade_digits_balanced` has 0.911 ± 0.025 over five seeds, where k-means has 0.793.  With more images the order changes: on the
-# 70,000 of MNIST the stored `jiang2017_vade_mnist_balanced` has 0.961 ± 0.002.  MFCVAE is for data
-# that can be sorted in more than one way.
+# k-means on the pixels first: it takes a second and has nothing to set.  The parts of the graph come
+# next, of like sizes if that may be asked for: they have the best mean here.  VaDE is for when a
+# generative model is wanted, one that can fill in pixels, take labels, or draw new digits; then start
+# it from the graph.  The stored experiment `jiang2017_vade_digits_balanced` is this recipe over five
+# seeds, 0.911 ± 0.025; on the 70,000 images of MNIST `jiang2017_vade_mnist_balanced` has 0.961 ± 0.002.
+# MFCVAE is for data that can be sorted in more than one way.

@@ -66,8 +66,9 @@ print(guide.factorisation)
 
 # %%
 result = fit(
-    program, guide, data, epochs=2 if SMOKE else 300, batch_size=STUDENTS, lr=1e-2, progress=False
-)
+    program, guide, data, epochs=2 if SMOKE else 1000, batch_size=STUDENTS, lr=1e-2,
+    lr_schedule="cosine", progress=False,
+)  # fmt: skip
 print(*result.sites, sep="\n")
 
 # %% [markdown]

@@ -117,7 +117,7 @@ for note in found.notes():
 # %% [markdown]
 # ## The picture
 #
-# Grey is the posterior of one ship; orange is what each guide says.
+# Grey is the posterior of one ship, darker where more of it is; orange are draws of each guide.
 
 # %%
 cells = {cell.name: cell for cell in found.cells}

@@ -31,6 +31,7 @@ Loss: TypeAlias = Literal["bernoulli", "mse"]
 ENCODE_BATCH = 4096
 NAMES = {  # as tables show them
     "kmeans": "k-means", "gmm": "GMM", "ae_kmeans": "AE+k-means", "ae_gmm": "AE+GMM",
+    "logistic": "logistic regression",
     "mean": "mean", "knn": "knn", "iterative": "iterative",
 }  # fmt: skip
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from pyrozoo.guides import Amortized
 from pyrozoo.guides.sites import graph_of
 from pyrozoo.guides.targets import find_given
-from pyrozoo.inference import Batch, EnumELBO
+from pyrozoo.inference import Batch, EnumELBO, Result
+from pyrozoo.inference.batch import Data
 from pyrozoo.inference.graph import Graph, Site, read_graph
 from pyrozoo.inference.modes import seeded
 from pyrozoo.zoo import folders, tables
@@ -81,8 +82,7 @@ def maker(cls: type[Any]) -> Callable[[Any, Task, int], Model]:
             inputs = tuple(n for n in rows.read if n not in graph.sites)
             leaves = find_given(graph, None, None)
             given = [n for n in leaves if graph.sites[n].own is None or n in names]
-            given += [n for n in names if n in graph.sites or n in inputs]
-            given += ["y"] if "y" in graph.sites else []
+            given += [n for n in (*graph.sites, *inputs) if n in (*names, "y")]
             hidden = options.get("hidden", (256, 256))
             guide = Amortized(program, list(dict.fromkeys(given)), hidden, example=task.train)
         return Model(spec["method"], program, guide, EnumELBO(inputs=inputs), options=options)
@@ -149,10 +149,18 @@ def _look(
         find["y"] = functools.partial(torch.zeros, rows, dtype=torch.int64)
     find |= {n: functools.partial(_first, source, n, rows) for n in names}
     where = f"{source.where} has no such column (columns: {some(names)})"
+    batch = _Rows(rows, find, where)
+    graph = None
     with seeded(0):
         program = cls(**_options(cls, spec, widths.get("x"), likelihoods))
-        batch = _Rows(rows, find, where)
-        return read_graph(program, batch), batch.read
+        try:
+            graph = read_graph(program, batch)
+        except (ValueError, RuntimeError):
+            if "x" not in batch.read or "x" in names:
+                raise
+    if graph is None or ("x" in batch.read and "x" not in (*names, *graph.sites)):
+        raise ValueError(f"the program reads batch['x'], but {where}")
+    return graph, batch.read
 
 
 def _first(source: tables.Source, name: str, rows: int) -> Tensor:
@@ -199,6 +207,20 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> folders.Run:
     run = folders.load(folder, make)
     run.result.inputs = run.result.objective.inputs
     return _Run(**vars(run))
+
+
+def write_report(run: folders.Run, path: Path | None = None) -> Path:
+    """Write the page of a run of a program of your own: see :func:`.folders.write_report`."""
+    return folders.write_report(_Run(**{**vars(run), "result": _Wide(**vars(run.result))}), path)
+
+
+class _Wide(Result):
+    """A result whose predictions have columns, one where a site has a number in each row."""
+
+    def predict(self, data: Data, site: str, **options: Any) -> Tensor:
+        """See :meth:`Result.predict`."""
+        found = super().predict(data, site, **options)
+        return found.unsqueeze(-1) if found.dim() == 1 else found
 
 
 class _Run(folders.Run):

@@ -229,8 +229,8 @@ def run(
         {"spec": spec, "seed": seed, "command": command, "versions": versions()},
         track if len(track.rows) else None,
     )  # fmt: skip
-    written = folders if make is make_model else own
-    folders.write_report(written.load(folder, lambda *_: model))
+    how = folders if make is make_model else own
+    how.write_report(how.load(folder, lambda *_: model))
     return everything
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from pyrozoo.guides import Mean
@@ -18,6 +21,7 @@ from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tasks import Task
 
 DRAWS, LEVEL = 200, 0.9
+LABELLED = 10_000  # rows for logistic regression
 PERMUTATIONS = 20  # of labels, for what an accuracy is by chance
 NUMERIC = ("real", "positive", "count", "proportion")
 
@@ -279,12 +283,15 @@ def rivals(
 
     Images to cluster: k-means and a mixture, on pixels and on codes of an autoencoder.  Tables:
     each of scikit-learn's imputers, followed by a mixture of Gaussians with as many components.
-    Facets: k-means with the clusters of the largest, fitted to the training rows.  None for rows on
-    disk.
+    Facets: k-means with the clusters of the largest, fitted to the training rows.  Labels of all
+    classes on complete rows: logistic regression on the labelled ones, at most ``LABELLED``.  None
+    for rows on disk.
     """
     clusters = model.options.get("num_clusters")
-    if "y" in task.train or isinstance(task.train, Stored):
+    if isinstance(task.train, Stored):
         return {}
+    if "y" in task.train:
+        return _classifiers(task)
     known = task.labels >= 0
     labels = task.labels if bool(known.all()) else None
     if task.schema is not None:
@@ -299,6 +306,31 @@ def rivals(
     return baselines.clustering_baselines(
         task.train["x"], labels, clusters, seed=seed, epochs=epochs or 20, **options
     )
+
+
+def _classifiers(task: Task) -> dict[str, dict[str, float]]:
+    """Logistic regression on the labelled rows, scored as the method is."""
+    shown, known = task.train.present("y"), task.test_labels >= 0
+    plain = {"x", "y"} >= {*task.train.names, *task.test.names} and not task.train.partly("x")
+    plain = plain and not task.test.partly("x") and task.known_classes is None
+    if not plain or not bool(known.any()) or not 0 < int(shown.sum()) <= LABELLED:
+        return {}
+    train = task.train["x"][shown].flatten(1).float().cpu().numpy()
+    test = task.test["x"][known].flatten(1).float().cpu().numpy()
+    labels = task.train["y"][shown].cpu().numpy()
+    if len(np.unique(labels)) < 2:
+        return {}
+    scaled = None if task.images else StandardScaler()  # pixels are in one unit
+    fitted = make_pipeline(scaled, LogisticRegression(max_iter=2000)).fit(train, labels)
+    found = np.zeros((len(test), 1 + int(max(labels.max(), task.test_labels.max()))))
+    found[:, fitted.classes_] = fitted.predict_proba(test)
+    probabilities, truth = torch.as_tensor(found), task.test_labels[known]
+    return {
+        "logistic": {
+            "test_error": 1 - metrics.accuracy(truth, probabilities.argmax(1)),
+            "calibration_error": metrics.calibration_error(probabilities, truth),
+        }
+    }
 
 
 def _one_clustering(task: Task, size: int, seed: int) -> dict[str, float]:

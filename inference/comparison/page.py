@@ -31,8 +31,11 @@ def write(path: str | Path, found: Comparison) -> None:
     evidence = {r["log_evidence"] for r in shown if "log_evidence" in r}
     costs = {k: h for k, h in columns.items() if k in COSTS or k.startswith("active_")}
     hidden = {*costs, *(["log_evidence"] if len(evidence) == 1 else [])}
-    guides = {n: getattr(c.result.guide, "factorisation", None) for n, c in cells.items()
-              if c.result is not None}  # fmt: skip
+    factorisations: dict[str, list[str]] = {}  # text -> guides that have it
+    for name, cell in cells.items():
+        text = getattr(cell.result.guide, "factorisation", None) if cell.result else None
+        if text is not None:
+            factorisations.setdefault(str(text), []).append(name)
     page = render(
         "comparison.html",
         found=found,
@@ -47,7 +50,11 @@ def write(path: str | Path, found: Comparison) -> None:
         best=_best(shown, columns),
         cell=tables.cell,
         label=tables.label,
-        factorisations={n: str(text) for n, text in guides.items() if text is not None},
+        factorisations=factorisations,
+        counts={
+            "guide": len({c.guide for c in found.cells}),
+            "objective": len({c.objective for c in found.cells}),
+        },
     )
     Path(path).write_text(page, "utf-8")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from scipy.ndimage import gaussian_filter
 
 from pyrozoo.inference.reports.plots import (
     COLOURS,
@@ -200,8 +201,8 @@ def draws(cells: Cells, row: int = 0) -> Figure:
     for i, (name, own) in enumerate(zip(shown, owns, strict=True)):
         ax = add_axes(fig, (lines, columns, i + 1), name)
         if exact.shape[1] > 1:
-            ax.scatter(*exact[:, :2].T, s=5, color=MUTED, alpha=0.35, lw=0, label="posterior")
-            ax.scatter(*own[:, :2].T, s=6, color=SECOND, alpha=0.5, lw=0, label="guide")
+            _shade(ax, exact[:, :2], low[:2] - pad[:2], high[:2] + pad[:2])
+            ax.scatter(*own[:, :2].T, s=5, color=SECOND, alpha=0.6, lw=0, label="guide")
             ax.set_ylim(low[1] - pad[1], high[1] + pad[1])
             label_axes(ax, heads[0], heads[1] if i % columns == 0 else "")
         else:
@@ -214,6 +215,20 @@ def draws(cells: Cells, row: int = 0) -> Figure:
             for mark in ax.legend(frameon=False, fontsize=7.5, labelcolor=INK).legend_handles:
                 mark.set(alpha=1.0, **({"sizes": [18]} if exact.shape[1] > 1 else {}))
     return fig
+
+
+def _shade(ax: Any, points: Any, low: Any, high: Any, bins: int = 50) -> None:
+    """Where the points are: areas that hold 95, 75, 50 and 25 % of them, ever darker."""
+    ranges = list(zip(low, high, strict=True))
+    counts, *edges = np.histogram2d(points[:, 0], points[:, 1], bins, ranges)
+    density = gaussian_filter(counts, 1.5)
+    centres = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
+    falling = np.sort(density.ravel())[::-1]
+    share = falling.cumsum() / falling.sum()
+    for held in (0.95, 0.75, 0.5, 0.25):
+        level = min(falling[min(int((share < held).sum()), len(falling) - 1)], 0.99 * falling[0])
+        ax.contourf(*centres, density.T, [level, np.inf], colors=[MUTED], alpha=0.25)
+    ax.scatter([], [], s=18, color=MUTED, alpha=0.6, lw=0, label="posterior")
 
 
 def _coordinates(values: Mapping[str, Any], shared: bool, row: int) -> tuple[Any, list[str]]:

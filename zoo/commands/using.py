@@ -17,9 +17,10 @@ def report(
     program: Program = None,
 ) -> None:
     """Write the report of a run folder again."""
-    from pyrozoo.zoo import folders
+    from pyrozoo.zoo import folders, own
 
-    path = folders.write_report(_load(run, program), out)
+    write = own.write_report if program else folders.write_report
+    path = write(_load(run, program), out)
     say("report  ", path)
 
 
@@ -62,6 +63,11 @@ def sample(
     from pyrozoo.zoo import exports, tables
 
     fitted = _load(run, program)
+    if inputs := fitted.result.inputs:
+        raise ValueError(
+            f"the program reads {', '.join(inputs)}, which it does not generate: rows are drawn by"
+            " result.posterior(rows, predictive=True) in Python, of rows that have these"
+        )
     values = assignments(given, "--given")
     found = exports.sample(fitted, rows, given=values, seed=seed)
     kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found)
