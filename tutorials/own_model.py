@@ -116,7 +116,8 @@ for site, title in (("b", "difficulties"), ("z", "abilities")):
 
 # %% [markdown]
 # Of a student who guesses nothing is learnt of the ability: it stays where the prior has it, around zero,
-# with a wide interval.
+# with a wide interval.  Too few difficulties are inside of theirs.  That is the usual price of a guide that
+# proposes what all students share apart from the abilities: it is too sure of it.
 #
 # ## Can it be trusted?
 #

@@ -38,11 +38,12 @@ def predict(
     seed: Seed = 0,
 ) -> None:
     """Clusters or labels, embeddings, bounds and filled-in entries of new rows."""
-    from pyrozoo.zoo import exports, tables
+    from pyrozoo.zoo import exports, own, tables
 
     fitted = _load(run, program)
     rows, index = _rows(fitted, data, absent)
-    found = exports.predict(fitted, rows, num_samples=num_samples, level=level, seed=seed)
+    say_all = own.predict if program else exports.predict
+    found = say_all(fitted, rows, num_samples=num_samples, level=level, seed=seed)
     kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found, index)
     tables.write(kept, out, overwrite=overwrite)
     say(f"{len(rows):,} rows ({', '.join(found)}) in ", out)

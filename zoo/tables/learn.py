@@ -68,7 +68,7 @@ def read(
     if constant not in ("error", "drop"):
         raise ValueError(f"constant is 'error' or 'drop', got {constant!r}")
     drop, values = tuple(drop), tuple(values)
-    loaded = load(source, index, _text(columns or {}), (*values, *drop) if values else ())
+    loaded = load(source, index, _text(columns or {}), (*values, *drop))
     if rows is not None:
         loaded = loaded.rows(rows)
     if len(loaded) == 0:

@@ -119,8 +119,7 @@ def encode(
     if isinstance(drop, str) or not isinstance(drop, Iterable):
         what = "the text " if isinstance(drop, str) else ""
         raise TypeError(f"drop is a list of columns, got {what}{drop!r}")
-    named = (*schema.values, *schema.dropped) if schema.values else ()
-    loaded = load(source, index, _text_columns(schema), named)
+    loaded = load(source, index, _text_columns(schema), (*schema.values, *schema.dropped))
     if rows is not None:
         loaded = loaded.rows(rows)
     _check_columns(schema, loaded, absent, {*drop, *schema.dropped})
