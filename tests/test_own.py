@@ -48,6 +48,11 @@ PAIR = """
             pyro.sample("u", dist.Normal(z, 1.0))
             pyro.sample("v", dist.Normal(z.unsqueeze(-1) * torch.ones(3), 1.0).to_event(1))
 """
+LABELLED = """
+        with pyro.plate("data", len(batch)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(2) / 2))
+            pyro.sample("u", dist.Normal(self.b[y], 1.0))
+"""
 ROWS = 30
 
 
@@ -106,7 +111,7 @@ def test_columns_are_the_sites_and_inputs_of_their_names(home, kind):
     tables.write(frame, home / f"t.{kind}")
     spec, task, model, said = read(program(home, REGRESSION), f"t.{kind}")
     assert spec["data"]["values"] == ["age", "group", "k", "y", "smoker", "kind"]
-    assert said == ["left out, since Model calls nothing by their names: 'id'"]
+    assert said == ["left out, as Model does not use them: 'id'"]
     assert set(task.train.names) == {"age", "group", "k", "y", "smoker", "kind"}
     assert model.objective.inputs == ("group", "age")
     assert model.guide.given == ("y", "smoker", "kind", "k", "group", "age")
@@ -131,7 +136,6 @@ def test_a_regression_from_the_command_line(home):
 
     mine = ("--program", "my.py:Model")
     assert "--program FILE.py:Class" in str(invoke("report", "run").exception)
-    done("report", "run", *mine, "--out", "again.html")
     frame.drop(columns="y").to_csv("new.csv", index=False)
     done("predict", "run", *mine, "--data", "new.csv", "--absent", "--out", "p.csv")
     found = pd.read_csv("p.csv")
@@ -161,13 +165,15 @@ def test_arrays_are_the_sites_of_their_names(home):
     u[:4], known = np.nan, rng.random((ROWS, 3)) < 0.7
     np.savez("t.npz", u=u, v=v, v_present=known, w=np.arange(ROWS))
     _, task, model, said = read(program(home, PAIR), "t.npz")
-    assert said == ["left out, since Model calls nothing by their names: 'w'"]
+    assert said == ["left out, as Model does not use them: 'w'"]
     assert model.objective.inputs == ()
     assert task.train["v"].shape == (ROWS, 3)
     assert (task.train.present("v").numpy() == known).all()
     assert int((~task.train.present("u")).sum()) == 4
     done("train", "./my.py:Model", "--data", "t.npz", "--epochs", 1, "--out", "run")
     mine = ("--program", "my.py:Model")
+    done("report", "run", *mine, "--out", "again.html")
+    assert (home / "again.html").exists()
     done("predict", "run", *mine, "--data", "t.npz", "--out", "p.npz")
     with np.load("p.npz") as found:
         assert np.allclose(found["v_filled"][known], v[known])
@@ -217,10 +223,15 @@ def test_names_that_do_not_meet(home, body, columns, message):
         read(program(home, body), "t.csv")
 
 
-def test_text_is_no_value(home):
-    (home / "t.csv").write_text("u,a\nlow,1\nhigh,2\n")
-    with pytest.raises(ValueError, match="column 'u' holds text, such as 'high', 'low'"):
-        read(program(home, PAIR), "t.csv")
+def test_text_is_no_value_but_for_labels(home):
+    (home / "t.csv").write_text("u,y\n" + "1.5,low\n2.5,high\n" * 5)
+    cls = program(home, LABELLED)
+    with pytest.raises(ValueError, match="column 'y' holds text, such as 'high', 'low'"):
+        read(cls, "t.csv")
+    _, task, model, _ = read(cls, "t.csv", label="y", labels=4)
+    assert task.label_names == ["high", "low"]
+    assert int(task.train.present("y").sum()) == 4
+    assert model.guide.given == ("u", "y")
 
 
 def test_hidden_entries_are_those_of_x(home):

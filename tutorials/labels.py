@@ -250,10 +250,11 @@ for name in programs:
         )
 
 # %% [markdown]
-# VaDE finds more than half of the images of digits that had no label, since p(y | z) is a density in the
-# latent space and has components to spare.  M2's classifier q(y | x) never names them: its
-# classification term only ever saw seven classes.  With many labels M2 is the better classifier, with
-# few the two are alike, and with none only VaDE is of use.
+# VaDE finds most images of digits that had no label, since p(y | z) is a density in the latent space and
+# has components to spare; which of the three they are it may mix up.  M2's classifier q(y | x) never
+# names them: its classification term only ever saw seven classes.  With all labels the two are alike,
+# with few VaDE is ahead, because its labels spread along a graph of codes that no label was needed for,
+# and with none only VaDE is of use.
 
 # %% [markdown]
 # ## How many labels?
@@ -284,6 +285,7 @@ axis.spines[["top", "right"]].set_visible(False)
 _ = axis.legend(frameon=False)
 
 # %% [markdown]
-# The unlabelled images help where labels are very few; from fifty labels on logistic regression is as
-# good on images as small as these.  One seed and one draw of the labels: enough for a picture, not for
-# a claim; `pyrozoo reproduce` runs the stored experiments over seeds.
+# The unlabelled images help VaDE where labels are few: a graph that is right makes ten labels go far, and
+# one that is not stays wrong where they do not contradict it.  M2, fitted for so short a time, is hardly
+# better than logistic regression.  One seed and one draw of the labels: enough for a picture, not for a
+# claim; `pyrozoo reproduce` runs the stored experiments over seeds.

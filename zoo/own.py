@@ -123,7 +123,7 @@ def with_values(
         )
     rest = [] if forms_x else [n for n in names if n not in (*values, *usual)]
     if rest := [n for n in rest if n in source.frame or n in source.named]:
-        say(f"left out, since {cls.__name__} calls nothing by their names: {some(rest)}")
+        say(f"left out, as {cls.__name__} does not use them: {some(rest)}")
     more = {"values": values, "drop": [*dropped, *rest]}
     return {**spec, "data": {**data, **{key: found for key, found in more.items() if found}}}
 
@@ -224,7 +224,7 @@ def predict(
     for name, site in graph.sites.items():
         if f"{name}_filled" in found and site.summable and len(site.dims) == 1:
             likeliest = run.result.responsibilities(data, name, seed=seed).argmax(1)
-            found[f"{name}_filled"] = likeliest.numpy()
+            found[f"{name}_filled"] = likeliest.cpu().numpy()
             del found[f"{name}_lower"], found[f"{name}_upper"]
     lacks_y = "y" in graph.sites and ("y" not in data or data.partly("y"))
     if lacks_y and not (run.finite or graph.descendants("y")):

@@ -42,8 +42,8 @@ def predict(
 
     fitted = _load(run, program)
     rows, index = _rows(fitted, data, absent)
-    say_all = own.predict if program else exports.predict
-    found = say_all(fitted, rows, num_samples=num_samples, level=level, seed=seed)
+    predicted = own.predict if program else exports.predict
+    found = predicted(fitted, rows, num_samples=num_samples, level=level, seed=seed)
     kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found, index)
     tables.write(kept, out, overwrite=overwrite)
     say(f"{len(rows):,} rows ({', '.join(found)}) in ", out)

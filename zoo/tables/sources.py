@@ -108,7 +108,8 @@ class Source:
         if cells.type == "text":
             raise ValueError(
                 f"column {name!r} holds text, such as {some(cells.distinct, 2)}, and the program"
-                " takes numbers: number its levels from 0"
+                " takes numbers: number its levels from 0, or, if these are labels for the site y,"
+                " name it as the label"
             )
         if cells.type == "bool":
             return cells.codes((False, True)).clip(0), cells.known
