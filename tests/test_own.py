@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyrozoo.zoo import folders, own, tables
+from pyrozoo.zoo import own, tables
 from pyrozoo.zoo.cli import app
 from pyrozoo.zoo.tasks import make_task
 
