@@ -373,7 +373,7 @@ def test_bernoulli_takes_values_from_0_to_1():
         ({"likelihood": "poisson"}, "likelihood is 'normal'"),
         ({"options": {"init_scal": 1.0}}, "did you mean 'init_scale'"),
         ({"options": {"latent_dim": 3}}, "latent_dim is a parameter of its own"),
-        ({"epochs": 0}, "epochs is positive"),
+        ({"epochs": 0}, "epochs is at least 1"),
     ],
 )
 def test_bad_parameters_are_named(options, message, blobs):

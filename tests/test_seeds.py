@@ -322,7 +322,7 @@ def test_pairs_that_do_not_go_together(make, message):
         ({"seeds": [1, 1]}, ValueError, "seed 1 is there twice"),
         ({"seeds": [0.5]}, TypeError, "whole numbers, got 0.5"),
         ({"together": "maybe"}, ValueError, "True, False or 'auto', got 'maybe'"),
-        ({"epochs": 0}, ValueError, "epochs is positive"),
+        ({"epochs": 0}, ValueError, "epochs is at least 1"),
         ({"data": {"X": torch.randn(6, 4)}}, ValueError, "Did you mean 'x'"),
         ({"make": lambda _: Mixture()}, TypeError, "a program and a guide, got Mixture"),
     ],

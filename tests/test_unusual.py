@@ -272,7 +272,9 @@ def test_counts_of_differing_trials_are_observed(known):
     present, k = torch.tensor(known), torch.tensor([1.0, 2.0, 8.0, 0.0])
     data = {"n": TRIALS, "k": (k, present)}
     guide = Amortized(trials, example=data)
-    result = fit(trials, guide, data, inputs=["n"], epochs=1500, lr=1e-2, progress=False)
+    result = fit(
+        trials, guide, data, inputs=["n"], epochs=400, lr=5e-2, lr_schedule="cosine", progress=False
+    )
     a, b = 1 + k[present].sum(), 1 + (TRIALS - k)[present].sum()
     draws = result.posterior(data, num_samples=1000, seed=0)["m"]
     exact = dist.Beta(a, b)
