@@ -30,7 +30,8 @@ def predict(
     Args:
         run: a run folder that was read.
         data: the rows; a label y that they bring is kept as certain.
-        num_samples: draws of the posterior for what is filled in, by importance.
+        num_samples: draws of the posterior for what is filled in, by importance where no latent
+            site is shared by all rows.
         level: of the intervals.
         seed: of the draws.
 
@@ -39,7 +40,7 @@ def predict(
         where there is one; ``z`` (and so on), posterior means of latent sites; ``bound``, a lower
         bound of the log-evidence in nats per row; for every site with missing entries
         ``<site>_filled``, ``<site>_lower`` and ``<site>_upper``: data frames for a table, else
-        arrays.
+        arrays.  A finite site has the most probable value, and no interval.
 
     Raises:
         ValueError: the data do not fit the program or have no rows, or the level is no share.
@@ -66,13 +67,19 @@ def predict(
     found["bound"] = torch.cat(bounds).cpu().numpy()
     leaves = [
         n for n, s in graph.sites.items()
-        if s.kind == "sample" and s.local and not graph.descendants(n) and n != "y"
+        if s.kind == "sample" and s.local and not graph.descendants(n)
+        and not (n == "y" and run.finite)
     ]  # fmt: skip
+    importance = all(s.local for s in graph.sites.values() if s.kind == "sample")
     for name in leaves:
-        if name not in data or data.partly(name):
-            width = graph.sites[name].event_shape.numel()
+        site, whole = graph.sites[name], name in data and not data.partly(name)
+        if not whole and site.summable and len(site.dims) == 1:
+            likeliest = result.responsibilities(data, name, seed=seed).argmax(1)
+            found[f"{name}_filled"] = likeliest.cpu().numpy()
+        elif not whole:
+            width = site.event_shape.numel()
             parts = [
-                _filled(run, part, name, num_samples, level, seed)
+                _filled(run, part, name, num_samples, level, seed, importance)
                 for part in _slices(data, max(1, ENTRIES // (num_samples * width)))
             ]
             for i, kind in enumerate(("filled", "lower", "upper")):
@@ -125,12 +132,13 @@ def _join(parts: list[Any]) -> Any:
 
 
 def _filled(
-    run: Run, data: Batch, name: str, num_samples: int, level: float, seed: int
+    run: Run, data: Batch, name: str, num_samples: int, level: float, seed: int, importance: bool
 ) -> tuple[Any, Any, Any]:
     """Known entries as they are; others as posterior mean (or likeliest level) and interval."""
     draws = run.result.posterior(
-        data, num_samples, predictive=True, importance=True, batch_size=len(data), seed=seed
+        data, num_samples, predictive=True, importance=importance, batch_size=len(data), seed=seed
     )[name].cpu()
+    draws = draws if draws.is_floating_point() else draws.float()
     value = data[name].cpu() if name in data else torch.zeros(draws.shape[1:])
     present = data.present(name).cpu()
     present = present.reshape(present.shape + (1,) * (value.dim() - present.dim()))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pyrozoo.inference import Batch, Result, Tracker, checkpoint
+from pyrozoo.inference.graph import read_graph
 from pyrozoo.inference.reports import report
 from pyrozoo.zoo.baselines import NAMES
 from pyrozoo.zoo.catalogue import Model
@@ -63,12 +64,13 @@ class Run:
     @property
     def supervised(self) -> bool:
         """Whether labels were shown."""
-        return "y" in self.train
+        return self.finite and "y" in self.train and bool((self.labels >= 0).any())
 
     @property
     def finite(self) -> bool:
-        """Whether there is a cluster or label y."""
-        return any(line.startswith("y: ") for line in self.result.sites)
+        """Whether there is a cluster or label y, and no other site of that name."""
+        site = read_graph(self.result.program, self.train[:2]).sites.get("y")
+        return site is not None and site.kind == "sample" and site.local and site.summable
 
 
 def store(
@@ -141,7 +143,7 @@ def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> Run:
         model = make(facts["spec"], task, facts["seed"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: {error}") from error
-    result = Result(model.program, model.guide, model.objective)
+    result = Result(model.program, model.guide, model.objective, model.objective.inputs)
     result.load(inside(folder, "model.safetensors"))
     if bad := [n for n, v in result.parameters.items() if bool(v.isnan().any())]:
         raise ValueError(f"{folder / 'model.safetensors'} has NaN in {', '.join(bad[:4])}")

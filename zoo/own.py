@@ -25,13 +25,11 @@ import torch
 from torch import Tensor
 
 from pyrozoo.guides import Amortized
-from pyrozoo.guides.sites import graph_of
 from pyrozoo.guides.targets import find_given
-from pyrozoo.inference import Batch, EnumELBO, Result
-from pyrozoo.inference.batch import Data
+from pyrozoo.inference import Batch, EnumELBO
 from pyrozoo.inference.graph import Graph, Site, read_graph
 from pyrozoo.inference.modes import seeded
-from pyrozoo.zoo import exports, folders, tables
+from pyrozoo.zoo import tables
 from pyrozoo.zoo.catalogue import Model
 from pyrozoo.zoo.tables.cells import some
 from pyrozoo.zoo.tables.schema import SITE_NAME
@@ -203,77 +201,6 @@ class _Rows(Batch):
     def present(self, name: str) -> Tensor:
         """True if there is such a name."""
         return torch.full((len(self),), name in self)
-
-
-def load(folder: Path, make: Callable[[Any, Task, int], Model]) -> folders.Run:
-    """Read the run folder of a program of your own: see :func:`.folders.load`."""
-    run = folders.load(folder, make)
-    run.result.inputs = run.result.objective.inputs
-    return _Run(**{**vars(run), "result": _Result(**vars(run.result))})
-
-
-def predict(
-    run: folders.Run, data: Batch, *, num_samples: int = 200, level: float = 0.9, seed: int = 0
-) -> dict[str, Any]:
-    """See :func:`.exports.predict`; finite sites are filled in by their likeliest values.
-
-    So is a y that is neither a label nor a cluster, as any other site: by means, with intervals.
-    """
-    found = exports.predict(run, data, num_samples=num_samples, level=level, seed=seed)
-    graph = graph_of(run.result.program, data)
-    for name, site in graph.sites.items():
-        if f"{name}_filled" in found and site.summable and len(site.dims) == 1:
-            likeliest = run.result.responsibilities(data, name, seed=seed).argmax(1)
-            found[f"{name}_filled"] = likeliest.cpu().numpy()
-            del found[f"{name}_lower"], found[f"{name}_upper"]
-    lacks_y = "y" in graph.sites and ("y" not in data or data.partly("y"))
-    if lacks_y and not (run.finite or graph.descendants("y")):
-        parts = exports._filled(run, data, "y", num_samples, level, seed)
-        found |= dict(zip(("y_filled", "y_lower", "y_upper"), parts, strict=True))
-    return found
-
-
-def write_report(run: folders.Run, path: Path | None = None) -> Path:
-    """Write the page of a run of a program of your own: see :func:`.folders.write_report`."""
-    return folders.write_report(_Run(**{**vars(run), "result": _Wide(**vars(run.result))}), path)
-
-
-class _Result(Result):
-    """A result that fills in any site: as numbers, and without weights where rows share latents."""
-
-    def posterior(
-        self, data: Data, num_samples: int = 1, *, importance: bool = False, **options: Any
-    ) -> dict[str, Tensor]:
-        """See :meth:`.Result.posterior`."""
-        sites = graph_of(self.program, data).sites.values()
-        alone = all(s.local for s in sites if s.kind == "sample")
-        options["importance"] = importance and alone
-        draws = super().posterior(data, num_samples, **options)
-        return {n: v.float() if importance else v for n, v in draws.items()}
-
-
-class _Wide(_Result):
-    """A result whose predictions have columns, one where a site has a number in each row."""
-
-    def predict(self, data: Data, site: str, **options: Any) -> Tensor:
-        """See :meth:`.Result.predict`."""
-        found = super().predict(data, site, **options)
-        return found.unsqueeze(-1) if found.dim() == 1 else found
-
-
-class _Run(folders.Run):
-    """A run in which y need not be finite: then it is neither a label nor a cluster."""
-
-    @property
-    def supervised(self) -> bool:
-        """Whether labels were shown."""
-        return self.finite and super().supervised and bool((self.labels >= 0).any())
-
-    @property
-    def finite(self) -> bool:
-        """Whether there is a cluster or label y."""
-        site = graph_of(self.result.program, self.train).sites.get("y")
-        return site is not None and site.kind == "sample" and site.local and site.summable
 
 
 def _options(

@@ -211,7 +211,7 @@ def run(
 
     Of several processes the first does all but the training.
     """
-    from pyrozoo.zoo import folders, own
+    from pyrozoo.zoo import folders
 
     folders.check(folder)
     track = Tracker()
@@ -229,8 +229,7 @@ def run(
         {"spec": spec, "seed": seed, "command": command, "versions": versions()},
         track if len(track.rows) else None,
     )  # fmt: skip
-    how = folders if make is make_model else own
-    how.write_report(how.load(folder, lambda *_: model))
+    folders.write_report(folders.load(folder, lambda *_: model))
     return everything
 
 

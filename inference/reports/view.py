@@ -159,7 +159,8 @@ class View:
 
     def predict(self, batch: Batch, name: str, **options: Any) -> Array:
         """What the pair expects at a site, ``(rows, columns)``."""
-        return _numpy(self.result.predict(batch, name, **options).flatten(1))
+        found = self.result.predict(batch, name, **options)
+        return _numpy(found.reshape(len(found), -1))
 
     def observed(self, name: str, rows: Array) -> Array:
         """The values of a site in some rows, ``(rows, columns)``: NaN where missing."""

@@ -17,10 +17,9 @@ def report(
     program: Program = None,
 ) -> None:
     """Write the report of a run folder again."""
-    from pyrozoo.zoo import folders, own
+    from pyrozoo.zoo import folders
 
-    write = own.write_report if program else folders.write_report
-    path = write(_load(run, program), out)
+    path = folders.write_report(_load(run, program), out)
     say("report  ", path)
 
 
@@ -38,12 +37,11 @@ def predict(
     seed: Seed = 0,
 ) -> None:
     """Clusters or labels, embeddings, bounds and filled-in entries of new rows."""
-    from pyrozoo.zoo import exports, own, tables
+    from pyrozoo.zoo import exports, tables
 
     fitted = _load(run, program)
     rows, index = _rows(fitted, data, absent)
-    predicted = own.predict if program else exports.predict
-    found = predicted(fitted, rows, num_samples=num_samples, level=level, seed=seed)
+    found = exports.predict(fitted, rows, num_samples=num_samples, level=level, seed=seed)
     kept = found if out.suffix.lower() == ".npz" else exports.to_frame(fitted, found, index)
     tables.write(kept, out, overwrite=overwrite)
     say(f"{len(rows):,} rows ({', '.join(found)}) in ", out)
@@ -80,7 +78,7 @@ def _load(run: Path, program: str | None) -> Any:
     from pyrozoo.zoo import folders, own, runs
 
     if program is not None:
-        return own.load(run, own.maker(own.find_class(program)))
+        return folders.load(run, own.maker(own.find_class(program)))
 
     def make(spec: Any, task: Any, seed: int) -> Any:
         if not runs.known_method(spec["method"]):
