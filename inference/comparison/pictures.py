@@ -212,7 +212,8 @@ def draws(cells: Cells, row: int = 0) -> Figure:
             label_axes(ax, heads[0], "density" if i % columns == 0 else "")
         ax.set_xlim(low[0] - pad[0], high[0] + pad[0])
         if i == 0:
-            for mark in ax.legend(frameon=False, fontsize=7.5, labelcolor=INK).legend_handles:
+            legend = ax.legend(loc="upper right", frameon=False, fontsize=7.5, labelcolor=INK)
+            for mark in legend.legend_handles:
                 mark.set(alpha=1.0, **({"sizes": [18]} if exact.shape[1] > 1 else {}))
     return fig
 

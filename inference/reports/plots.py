@@ -181,7 +181,7 @@ def codes(
             heads = [shorten(names[g]) for g in groups]
             ax.hist(parts, bins=40, stacked=True, color=shades, label=heads)
         if not flat and 1 < len(groups) <= 20:
-            ax.legend(frameon=False, fontsize=7, labelcolor=INK)
+            ax.legend(loc="upper right", frameon=False, fontsize=7, labelcolor=INK)
         for g in groups if flat and 1 < len(groups) <= 30 else ():
             x, y = np.median(points[ids == g], axis=0)
             box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[g], "alpha": 0.85}
