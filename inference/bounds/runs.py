@@ -30,7 +30,7 @@ TRIED = 2  # draws that are run both ways
 REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 FIX = (
     "write pyro.ops.indexing.Vindex(x)[..., k] for x[..., k] or x[k] where x is drawn, dim=-1 for"
-    " dim=1, and pyrozoo.zoo.networks.batched(net) for a network that takes one batch dimension"
+    " dim=1, and zoo.networks.batched(net) for a network that takes one batch dimension"
     " (convolutions, x.view(-1, ..))"
 )
 
