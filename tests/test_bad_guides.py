@@ -420,6 +420,13 @@ def test_what_cannot_be_called():
     with pytest.raises(TypeError, match=r"two\(x, y\) was called with one batch.*argument: 'y'"):
         loss(two, empty)
 
+    def one(batch):
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="of its own") as caught:
+        loss(one, empty)
+    assert "one was run as one(batch)" in caught.value.__notes__[0]
+
 
 def test_data_that_cannot_be_read():
     for value, kind, text in (
