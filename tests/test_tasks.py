@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pyrozoo import zoo
 from pyrozoo.zoo import datasets, scoring
+from pyrozoo.zoo.rivals import plain_rivals
 from pyrozoo.zoo.tasks import make_task
 
 
@@ -114,13 +115,13 @@ def test_labelled_rows_have_a_plain_rival():
     data = {"name": "digits", "labels": 100}
     task = make_task(data, "m2", 0)
     model = zoo.create("m2", task.train, hidden=(8,), latent_dim=2)
-    found = scoring.rivals(model, task, 0)
+    found = plain_rivals(model, task, 0)
     shown = task.train.present("y")
     fitted = LogisticRegression(max_iter=2000).fit(task.train["x"][shown], task.train["y"][shown])
     by_hand = 1 - fitted.score(task.test["x"], task.test_labels)
     assert found["logistic"]["test_error"] == pytest.approx(by_hand)
     assert 0 < found["logistic"]["calibration_error"] < 0.5
     assert (
-        scoring.rivals(model, make_task({**data, "labels": 70, "hidden_classes": 3}, "m2", 0), 0)
+        plain_rivals(model, make_task({**data, "labels": 70, "hidden_classes": 3}, "m2", 0), 0)
         == {}
     )

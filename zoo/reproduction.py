@@ -18,9 +18,10 @@ import torch
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from pyrozoo.zoo import runs, scoring
+from pyrozoo.zoo import runs
 from pyrozoo.zoo.baselines import NAMES
 from pyrozoo.zoo.folders import write_json
+from pyrozoo.zoo.rivals import plain_rivals
 
 HEADLINES = (
     "hungarian_accuracy", "nmi", "test_hungarian_accuracy", "test_nmi", "knn3_error", "knn5_error",
@@ -61,7 +62,7 @@ def reproduce(
         )
         if rivals:
             epochs = spec.get("start", {}).get("epochs")
-            for rival, row in scoring.rivals(model, task, seed, epochs).items():
+            for rival, row in plain_rivals(model, task, seed, epochs).items():
                 figures |= {f"{rival}_{key}": value for key, value in row.items()}
         done[str(seed)] = figures
         write_json(path, _record(name, spec, done))

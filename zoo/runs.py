@@ -26,6 +26,7 @@ from pyrozoo.inference.training.guarding import out_of_memory
 from pyrozoo.zoo import scoring
 from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.catalogue import Model, create, list_methods, method
+from pyrozoo.zoo.rivals import plain_rivals
 from pyrozoo.zoo.tasks import Task, make_task
 
 Spec = dict[str, Any]
@@ -223,7 +224,7 @@ def run(
         return figures
     epochs = spec.get("start", {}).get("epochs")
     with processes.alone():
-        everything = {**figures, **scoring.rivals(model, task, seed, epochs)}
+        everything = {**figures, **plain_rivals(model, task, seed, epochs)}
     folders.store(
         folder, model, result, task, everything,
         {"spec": spec, "seed": seed, "command": command, "versions": versions()},
