@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -24,13 +22,12 @@ from pyro.ops.provenance import detach_provenance, get_provenance, track_provena
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.provenance import Watch
 
 DATA = "data"  # the name of the plate over the rows of a batch
 PLATE = 'pyro.plate("data", len(batch))'
-LIBRARIES = ("torch", "pyro", "pyrozoo", "zuko")  # they may look at values, to check them
 
 
 @dataclass(frozen=True)
@@ -154,98 +151,6 @@ class _Track(Messenger):
             msg["value"] = track_provenance(value, frozenset({msg["name"]}))
 
 
-class Watch(TorchFunctionMode):
-    """Follow draws where Pyro's marks do not: into tensors that are written in place, and sizes.
-
-    Pyro makes plain tuples of sizes, which some distributions do not take.  Also note where a
-    program makes a Python number, or a branch, of what it has drawn.
-    """
-
-    converters = frozenset(
-        getattr(torch.Tensor, name)
-        for name in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy")
-    )
-    makers = frozenset((torch.tensor, torch.Tensor.new_tensor))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, str] = {}
-        self._written: dict[int, tuple[Tensor, frozenset[str]]] = {}  # kept, or ids come again
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        names = get_provenance([args, kwargs])
-        if names and (func in self.converters or func in self.makers):
-            frame = sys._getframe(1)
-            if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
-                where = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}"
-                self.found |= dict.fromkeys(names, where)
-        if self._written:
-            names |= self._names([args, kwargs])
-        if not names:
-            return func(*args, **kwargs)
-        args, kwargs = _plain(args), _plain(kwargs)
-        result = func(*args, **kwargs)
-        if (target := _target(func, args, kwargs)) is not None:
-            self._note(target, names)
-        return _marked(result, names)
-
-    def _names(self, values: Any) -> frozenset[str]:
-        """Of all tensors among the values that were written in place."""
-        found = frozenset[str]()
-        for value in values.values() if isinstance(values, dict) else values:
-            if isinstance(value, (list, tuple, dict)):
-                found |= self._names(value)
-            elif isinstance(value, Tensor):
-                for tensor in _with_base(value):
-                    found |= self._written.get(id(tensor), (tensor, frozenset[str]()))[1]
-        return found
-
-    def _note(self, target: Tensor, names: frozenset[str]) -> None:
-        for tensor in _with_base(target):
-            before = self._written.get(id(tensor), (tensor, frozenset[str]()))[1]
-            self._written[id(tensor)] = (tensor, before | names)
-
-
-def _plain(value: Any) -> Any:
-    """Without marks."""
-    if isinstance(value, Tensor):
-        return detach_provenance(value)
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [*map(_plain, value)] if type(value) is list else _in_tuple(_plain, value)
-
-
-def _marked(value: Any, names: frozenset[str]) -> Any:
-    if isinstance(value, Tensor):
-        return track_provenance(value, names)
-    mark = functools.partial(_marked, names=names)
-    return [*map(mark, value)] if type(value) is list else _in_tuple(mark, value)
-
-
-def _in_tuple(change: Callable[[Any], Any], value: Any) -> Any:
-    """A tuple, or one of torch's with names, with its parts changed; all else as it is."""
-    if not isinstance(value, tuple) or isinstance(value, torch.Size):
-        return value
-    parts = [*map(change, value)]
-    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-
-
-def _target(func: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """The tensor that an operation writes to, if any."""
-    if isinstance(out := kwargs.get("out"), Tensor):
-        return out
-    name = getattr(func, "__name__", "")
-    writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    return args[0] if writes and args and isinstance(args[0], Tensor) else None
-
-
-def _with_base(tensor: Tensor) -> list[Tensor]:
-    """A tensor without marks, and what it is a view of."""
-    plain = detach_provenance(tensor)
-    return [plain] if plain._base is None else [plain, plain._base]
-
-
 def _kind(msg: Any) -> str:
     if isinstance(msg["fn"], Unit):
         return "factor"
@@ -351,7 +256,8 @@ def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str
             " minibatches are cut by fit(batch_size=)"
         ) from error
     arguments = _arguments(program)
-    if len(arguments) > 1:
+    required = [n for n, needed in arguments.items() if needed]
+    if len(required) > 1 or (len(arguments) > 1 and "Batch" in text):  # not made for a batch
         raise TypeError(
             f"{name}({', '.join(arguments)}) was called with one batch and failed"
             f" ({type(error).__name__}: {text}): write {name}(batch), read values as batch['x'],"
@@ -364,12 +270,13 @@ def _explain(error: Exception, program: Any, batch: Batch, turned: dict[str, str
     error.add_note(f"{name} was run as {name}(batch), on {batch!r}, to read its sites{hint}")
 
 
-def _arguments(program: Any) -> list[str]:
-    """Names of what a program takes, but for ``*args`` and ``**kwargs``."""
+def _arguments(program: Any) -> dict[str, bool]:
+    """What a program takes, but for ``*args`` and ``**kwargs``: name -> whether it is needed."""
     with contextlib.suppress(TypeError, ValueError):  # those of built-in functions are not known
         found = inspect.signature(getattr(program, "forward", program)).parameters.values()
-        return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return []
+        named = [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {p.name: p.default is p.empty for p in named}
+    return {}
 
 
 def _site(name: str, msg: Any, batch: Batch) -> Site:

@@ -17,10 +17,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrozoo.inference.batch import Batch, Data
+from pyrozoo.inference.checking import check_shapes, check_values, placeholder
 from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.graph import DATA, Site, modules_of, read_graph
 from pyrozoo.inference.partial import mark_enumerated, merge, observed_entries
-from pyrozoo.inference.plan import Plan, check_shapes, check_values, make_plan, placeholder
+from pyrozoo.inference.plan import Plan, make_plan
 
 __all__ = ["Net", "Observed", "Plan", "check_values", "observe", "pair", "register"]
 

@@ -12,10 +12,11 @@ from pyro.poutine.messenger import Messenger
 
 from pyrozoo.inference.batch import Batch, Data
 from pyrozoo.inference.bounds.elbo import EnumELBO
+from pyrozoo.inference.checking import check_shapes, check_values
 from pyrozoo.inference.disk.stored import Stored
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
-from pyrozoo.inference.plan import Plan, check_shapes, check_values
+from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.reading import read_count
 
 

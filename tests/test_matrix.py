@@ -21,7 +21,7 @@ def test_matrix_is_resumed_and_says_why_cells_are_empty(tmp_path, monkeypatch):
     assert lines[2].endswith(" | [1] |")
     assert lines[3] == "| dec | [2] | [2] | [2] |"
     assert "[1] the guide proposes 'z' as a point mass, which has no density." in table
-    assert "[2] it makes its targets or centres anew in every epoch" in table
+    assert "[2] the method makes its targets or centres anew in every epoch" in table
     cell = json.loads((tmp_path / "vae-full.json").read_text())
     assert cell["figures"]["elbo"] <= cell["figures"]["iwae_20"] + 1
     assert len(list(tmp_path.iterdir())) == 6

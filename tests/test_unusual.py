@@ -343,6 +343,16 @@ def test_programs_with_arguments_are_told_what_to_write(program):
         Amortized(program, example=data)
 
 
+def test_an_option_of_a_program_is_no_argument_of_plain_pyro():
+    def program(batch, shift=0.0):
+        with pyro.plate("data", len(batch)):
+            raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own") as caught:
+        Amortized(program)
+    assert "was run as program(batch)" in caught.value.__notes__[0]
+
+
 def test_a_width_is_no_sequence():
     with pytest.raises(TypeError, match=r"hidden is a sequence of widths, such as \(8,\), got 8"):
         Amortized(in_plate(write_item), hidden=8)

@@ -188,8 +188,8 @@ def compare_method(
     model = (make or runs.make_model)(spec, task, 0)
     if model.prepare is not None:
         raise ValueError(
-            f"{spec['method']} makes its targets or centres anew in every epoch and draws nothing:"
-            " it has no posterior, so that no guides can be compared"
+            "the method makes its targets or centres anew in every epoch and draws nothing: it has"
+            " no posterior, so that no guides can be compared"
         )
     leaves = [n for n in task.train.names if n != "y" or make is not None]
     settings: dict[str, Any] = {"epochs": 100, "batch_size": 256, "lr": 1e-3}

@@ -127,10 +127,7 @@ def _cell(compare: Callable[[str, str], Comparison], row: str, guide: str) -> Ce
         found = compare(row, guide).cells[0]
     except (ValueError, TypeError) as error:
         reason = str(error).removeprefix("no guide is left to compare; ")
-        reason = reason.removeprefix(f"{guide}: ")
-        if reason.startswith(f"{row} "):  # methods that say the same share a note
-            reason = "it" + reason.removeprefix(row)
-        return {"figures": {}, "reason": reason}
+        return {"figures": {}, "reason": reason.removeprefix(f"{guide}: ")}
     figures, reasons = found.measures.figures, found.measures.reasons
     return {"figures": figures, "reason": found.reason or reasons.get("elbo", "")}
 

@@ -24,9 +24,10 @@ from torch.distributions import kl_divergence
 
 from pyrozoo.inference.batch import Batch
 from pyrozoo.inference.bounds.terms import same_scale
-from pyrozoo.inference.graph import Watch, undisturbed
+from pyrozoo.inference.graph import undisturbed
 from pyrozoo.inference.observing import Observed
 from pyrozoo.inference.plan import Plan
+from pyrozoo.inference.provenance import Watch
 
 
 def closed_form_sites(plan: Plan, p: Observed, q: Observed, batch: Batch) -> dict[str, str]:

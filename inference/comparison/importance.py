@@ -27,10 +27,11 @@ from pyrozoo.inference.bounds.runs import run, sample_sites
 from pyrozoo.inference.bounds.stock import stock
 from pyrozoo.inference.bounds.terms import same_scale, take_apart
 from pyrozoo.inference.bounds.weights import log_weights
+from pyrozoo.inference.checking import check_shapes, check_values
 from pyrozoo.inference.evidence import draw_log_weights, evenly, fitting, portions, refuse_shared
 from pyrozoo.inference.modes import evaluating, seeded
 from pyrozoo.inference.observing import Net, Observed
-from pyrozoo.inference.plan import Plan, check_shapes, check_values
+from pyrozoo.inference.plan import Plan
 from pyrozoo.inference.reading import read_count
 from pyrozoo.inference.running import read_seed, slices
 

@@ -19,8 +19,9 @@ from typing import Self
 from torch import Tensor
 
 from pyrozoo.inference.batch import Batch
+from pyrozoo.inference.checking import check_values
 from pyrozoo.inference.disk.stored import Stored
-from pyrozoo.inference.plan import Plan, check_values
+from pyrozoo.inference.plan import Plan
 
 AHEAD = 2
 
