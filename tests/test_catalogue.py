@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -194,6 +195,7 @@ def invoke(*words):
 def test_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "vade" in invoke("list").output
+    assert version("pyrozoo") in invoke("--version").output
     shown = invoke("show", "m2").output
     for part in (
         "Categorical",

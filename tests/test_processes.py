@@ -383,6 +383,12 @@ def numbered(devices):
     return processes.start("cpu", devices).size
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="torch sees no GPU here; use 'cpu' or 'auto'"):
+        processes.start("cuda")
+
+
 def test_how_many(both, monkeypatch):
     assert both(numbered, None) == both(numbered, "auto") == both(numbered, 2) == [2, 2]
     assert both(numbered, 1) == [1, 1]

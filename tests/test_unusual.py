@@ -353,6 +353,25 @@ def test_an_option_of_a_program_is_no_argument_of_plain_pyro():
     assert "was run as program(batch)" in caught.value.__notes__[0]
 
 
+def test_entries_of_a_summed_site_cannot_be_gathered():
+    """Blocks of nodes: Pyro sums them all at once, and the error says what that means."""
+
+    def blocks(batch):
+        with pyro.plate("nodes", 3):
+            c = pyro.sample("c", dist.Categorical(torch.tensor([0.5, 0.5])))
+        with pyro.plate("data", len(batch)):
+            pyro.sample("x", dist.Normal(c[..., batch["end"]].float(), 1.0))
+
+    data = {"x": torch.ones(4), "end": torch.tensor([0, 1, 2, 0])}
+    guide = Amortized(blocks, example=data)
+    with (
+        pytest.warns(UserWarning, match="falling back to Pyro's TraceEnum_ELBO"),
+        pytest.raises((IndexError, RuntimeError, ValueError)) as caught,
+    ):
+        EnumELBO(inputs=("end",)).loss(blocks, guide, data)
+    assert any("cannot pick entries of the plate" in note for note in caught.value.__notes__)
+
+
 def test_a_width_is_no_sequence():
     with pytest.raises(TypeError, match=r"hidden is a sequence of widths, such as \(8,\), got 8"):
         Amortized(in_plate(write_item), hidden=8)
