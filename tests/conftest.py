@@ -21,8 +21,20 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
+def pytest_collectstart(collector):
+    """What a module draws while it is imported does not depend on the modules before it."""
+    if isinstance(collector, pytest.Module):
+        pyro.set_rng_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _seed_module():
+    pyro.set_rng_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _clean():
+    pyro.set_rng_seed(0)
     pyro.clear_param_store()
     yield
     assert torch.get_default_dtype() == torch.float32

@@ -43,11 +43,6 @@ ROWS = torch.tensor(
 NAMES = [column.name for column in TABLE]
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def table():
     columns = Columns(TABLE).double()
     with torch.no_grad():

@@ -34,11 +34,6 @@ from pyrozoo.inference.modes import seeded
 from pyrozoo.zoo import datasets
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 class Means(nn.Module):
     """Two means that all rows share; a row has one of them."""
 
@@ -88,7 +83,7 @@ TWINS = {
     "weights": (sticks(False), sticks(True)),
     "dim=1": (line(1), line(-1)),
 }
-VALUES = {"dim=1": torch.randn(7, 2)}
+VALUES = {"dim=1": torch.randn(7, 2, generator=torch.Generator().manual_seed(0))}
 
 
 def data(name):

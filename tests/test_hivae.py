@@ -19,11 +19,6 @@ from pyrozoo.zoo.networks import Column, Columns, Normal
 SMALL = {"num_clusters": 3, "latent_dim": 2, "hidden": (4,), "guide_hidden": (4,)}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def test_the_bound_of_entries_is_the_sum_over_clusters_by_hand():
     program = HIVAE({"x": _columns()}, 3, 2, (4,)).double()
     guide = Amortized(program, ["x"], (4,)).double()

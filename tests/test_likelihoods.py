@@ -44,11 +44,6 @@ VALUES = {
 NAMES = list(MAKERS)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def softplus(x):
     return math.log1p(math.exp(x)) + networks.MIN_SCALE
 

@@ -21,11 +21,6 @@ from pyrozoo.zoo.networks import LadderDecoder
 SMALL = {"num_clusters": (3, 4), "latent_dims": (2, 3), "hidden": (8, 9)}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def make():
     program = MFCVAE(6, **SMALL)
     return program, Ladder(program, ["x"], ["z_1", "z_2"], (8, 9), init_scale=0.5)

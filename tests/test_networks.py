@@ -79,11 +79,6 @@ def summary(d):
     return base.logits
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("lead", LEADS)
 @pytest.mark.parametrize("name", NAMES)
 def test_leading_dimensions(name, lead):

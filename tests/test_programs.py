@@ -32,11 +32,6 @@ from pyrozoo.guides.amortized import Amortized
 from pyrozoo.inference import Batch, EnumELBO, fit, pair, register
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def fitted(
     program,
     data,

@@ -24,11 +24,6 @@ from pyrozoo.inference import (
 from pyrozoo.inference.graph import read_graph
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def in_plate(body):
     def program(batch):
         with pyro.plate("data", len(batch)):
