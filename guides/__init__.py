@@ -6,7 +6,7 @@ from pyrozoo.guides.auxiliary import Auxiliary
 from pyrozoo.guides.clusters import MixturePosterior
 from pyrozoo.guides.experts import Classifier, ProductOfExperts
 from pyrozoo.guides.ladder import Ladder
-from pyrozoo.guides.parts import Mean, Part, Sequential
+from pyrozoo.guides.parts import Corrupted, Mean, Part, Sequential
 from pyrozoo.guides.relaxed import Relaxed, Sampled
 from pyrozoo.inference.comparison.refined import Refined, refine
 
@@ -15,6 +15,7 @@ __all__ = [
     "Auto",
     "Auxiliary",
     "Classifier",
+    "Corrupted",
     "Ladder",
     "Mean",
     "MixturePosterior",

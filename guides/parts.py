@@ -1,4 +1,4 @@
-"""Guides made of parts: one after the other, or without their noise.
+"""Guides made of parts: one after the other, without their noise, or with noise in what they read.
 
 Every part is a module with ``forward(batch)``, proposes sites under their own names, and returns
 the drawn values by name.
@@ -88,23 +88,41 @@ class Mean(nn.Module):
 
     With the weights of the latent terms at zero, the bound under this guide is the reconstruction
     of an autoencoder.  The parameters are those of the other guide.
+    """
+
+    def __init__(self, guide: nn.Module) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch: Batch) -> Any:
+        """Draw, without noise in the latent sites."""
+        with _Means():
+            return self.guide(batch)
+
+
+class Corrupted(nn.Module):
+    """Another guide that reads corrupted values in training; the program generates the clean ones.
+
+    Proposals then depend less on what the corruption changes.  The objective of the training is the
+    mean over corruptions of the bound under q(z | corrupted x), and so itself a bound on the
+    evidence.  Outside of training the guide is the other one, whose parameters it has.
+
+    Source: Daniel Jiwoong Im, Sungjin Ahn, Roland Memisevic, Yoshua Bengio, "Denoising criterion
+    for variational auto-encoding framework" (2017).
 
     Args:
         guide: any guide.
-        corruption: a module through which the floating-point values pass that the guide reads in
-            training, which makes it a denoising autoencoder: the program still generates the clean
-            values.
+        corruption: a module through which floating-point values pass, all rows at once.
     """
 
-    def __init__(self, guide: nn.Module, corruption: nn.Module | None = None) -> None:
+    def __init__(self, guide: nn.Module, corruption: nn.Module) -> None:
         super().__init__()
         self.guide, self.corruption = guide, corruption
 
     def forward(self, batch: Batch) -> Any:
-        """Draw, without noise in the latent sites."""
-        if self.training and self.corruption is not None:
+        """Draw as the other guide does, in training given corrupted values."""
+        if self.training:
             for name in batch.names:
                 if (value := batch[name]).is_floating_point():
                     batch = batch.replace(name, self.corruption(value))
-        with _Means():
-            return self.guide(batch)
+        return self.guide(batch)

@@ -2,11 +2,14 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrozoo.guides import Amortized, Mean
-from pyrozoo.inference import Batch
+from pyrozoo import zoo
+from pyrozoo.guides import Amortized, Corrupted, Mean
+from pyrozoo.inference import Batch, EnumELBO, responsibilities
 from pyrozoo.zoo.clustering.pretraining import pretrain_autoencoder
 from pyrozoo.zoo.clustering.vade import VaDE
 from pyrozoo.zoo.networks.corruption import RandomAffine, corruption, move
@@ -78,12 +81,48 @@ def test_the_guide_alone_reads_moved_images_and_in_training_alone():
             seen.update(x=batch["x"], y=batch["y"])
 
     data = Batch.of({"x": images(6, 16).float(), "y": torch.arange(6)})
-    guide = Mean(Guide(), corruption(0.0, 20.0, 1.0, (1, 4, 4)))
+    guide = Corrupted(Guide(), corruption(0.0, 20.0, 1.0, (1, 4, 4)))
     guide.train()(data)
     assert not torch.allclose(seen["x"], data["x"])
     assert seen["y"].equal(data["y"])
     guide.eval()(data)
     assert seen["x"].equal(data["x"])
+
+
+class Line(torch.nn.Module):
+    def forward(self, batch):
+        with pyro.plate("data", len(batch)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5))
+
+
+class Exact(torch.nn.Module):
+    def forward(self, batch):
+        with pyro.plate("data", len(batch)):
+            pyro.sample("z", dist.Normal(batch["x"] / 1.25, math.sqrt(0.2)))
+
+
+def test_the_gap_of_a_corrupted_exact_posterior_has_a_closed_form():
+    x = torch.randn(4000)
+    evidence = dist.Normal(0.0, math.sqrt(1.25)).log_prob(x).mean()
+    guide = Corrupted(Exact(), corruption(0.3))
+    loss = EnumELBO(num_particles=20).loss(Line(), guide, {"x": x})
+    # KL(q(z | x + 0.3 e) || p(z | x)) = (0.3 e / 1.25)^2 / (2 * 0.2)
+    assert loss + evidence == pytest.approx((0.3 / 1.25) ** 2 / 0.4, rel=0.1)
+    exact = EnumELBO(kl="sampled").loss(Line(), guide.eval(), {"x": x})
+    assert exact == pytest.approx(-float(evidence), rel=1e-5)
+
+
+def test_vade_with_noise_learns_from_it_and_answers_without():
+    x = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
+    model = zoo.create("vade", {"x": x}, hidden=(8,), latent_dim=2, num_clusters=3, noise=0.2)
+    model.fit({"x": x}, epochs=2, start={"epochs": 2}, progress=False)
+    first, again = (responsibilities(model.program, Mean(model.guide), x_, seed=s)
+                    for x_, s in (({"x": x}, 0), ({"x": x}, 1)))  # fmt: skip
+    assert torch.equal(first, again)
+    assert any(isinstance(m, Corrupted) for m in model.guide.modules())
+    plain = zoo.create("vade", {"x": x}, hidden=(8,), latent_dim=2, num_clusters=3)
+    assert not any(isinstance(m, Corrupted) for m in plain.guide.modules())
 
 
 def test_codes_depend_less_on_moves_that_were_undone():

@@ -8,7 +8,15 @@ from typing import Any, cast
 
 from torch import nn
 
-from pyrozoo.guides import Amortized, Classifier, Ladder, MixturePosterior, Part, Sequential
+from pyrozoo.guides import (
+    Amortized,
+    Classifier,
+    Corrupted,
+    Ladder,
+    MixturePosterior,
+    Part,
+    Sequential,
+)
 from pyrozoo.inference import Batch, EnumELBO, Result
 from pyrozoo.zoo.baselines import Covariance
 from pyrozoo.zoo.clustering import GMVAE, MFCVAE, VAEEM, VaDE
@@ -19,6 +27,7 @@ from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.clustering.vade import start_mixture
 from pyrozoo.zoo.clustering.vaeem import EStep, StackEncoder, start_kmeans
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
+from pyrozoo.zoo.networks.corruption import corruption
 
 
 def vade(
@@ -32,6 +41,7 @@ def vade(
     init_scale: float = 0.1,
     labelled_share: float = 0.5,
     cluster: str = "exact",
+    noise: float = 0.0,
 ) -> Model:
     """VaDE: the cluster is summed in the program, the guide is q(z | x).
 
@@ -41,7 +51,8 @@ def vade(
     says.
 
     Rows with a label are visited so often that they make up ``labelled_share`` of an epoch; zero
-    visits every row once.
+    visits every row once.  ``noise`` departs from the paper: the sd of noise on what the guide
+    reads in training (:class:`.Corrupted`); the autoencoder of the start has its own.
     """
     program = VaDE(width(batch, "x"), num_clusters, latent_dim, hidden, likelihood, covariance)
     encoder = Amortized(program, ["x"], hidden, init_scale=init_scale)
@@ -58,7 +69,9 @@ def vade(
     settings: dict[str, Any] = {"epochs": 100, "batch_size": 256, "lr": 1e-3, "clip": 100.0}
     if repeat > 1:
         settings["repeat"] = {"y": repeat}
-    return Model("vade", program, guide, objective, settings=settings, start=start)
+    change = corruption(noise)
+    whole = guide if change is None else Corrupted(guide, change)
+    return Model("vade", program, whole, objective, settings=settings, start=start)
 
 
 def _with_cluster(

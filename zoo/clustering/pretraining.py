@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from pyrozoo.guides import Mean
+from pyrozoo.guides import Corrupted, Mean
 from pyrozoo.inference import Batch, EnumELBO, fit, predict, responsibilities
 from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.clustering.neighbours import neighbour_parts
@@ -53,11 +53,11 @@ def pretrain_autoencoder(
         silent: sites whose terms are left out.
         settings: further ones of the fit: folder, resume, compile, device.
     """
-    corrupted = corruption(noise, degrees, shift, image_shape)
+    change = corruption(noise, degrees, shift, image_shape)
     chosen = {"noise": noise, "degrees": degrees, "shift": shift}
     only_x = data.drop(*(name for name in data.names if name != "x"))
     fit(
-        program, Mean(guide, corrupted), only_x,
+        program, Mean(guide if change is None else Corrupted(guide, change)), only_x,
         objective=EnumELBO(weights=dict.fromkeys(silent, 0.0)), epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, progress=progress, title="autoencoder",
         decided_by=chosen, **settings,
