@@ -14,6 +14,7 @@ from pyrozoo.guides import Amortized, Classifier, Sequential
 from pyrozoo.inference import Batch, EnumELBO, metrics, responsibilities
 from pyrozoo.zoo import datasets
 from pyrozoo.zoo.semisupervised import M1, M1M2
+from pyrozoo.zoo.semisupervised.m1m2 import ActiveUnits
 
 ROWS, K = 7, 3
 SMALL = {"hidden": (8,), "latent_dim": 2}
@@ -151,7 +152,7 @@ def test_frozen_parts_learn_in_the_first_stage_only_also_after_a_resume(name, tm
     encoder = "guide.networks.z" if name == "m1" else "guide.parts.0."
     for key, value in stage.items():
         same = torch.equal(value, whole.parameters[key])
-        assert same == key.startswith(("program.decoder", encoder)), key
+        assert same == (key.startswith(("program.decoder", encoder)) or key.endswith("keep")), key
 
 
 def test_without_freezing_all_parts_go_on_and_without_labels_m1_has_one_stage():
@@ -208,6 +209,34 @@ def test_m1_beats_the_majority_class():
     error = 1 - metrics.accuracy(test.y, found.argmax(1))
     majority = 1 - test.y.bincount().max().item() / len(test.y)
     assert error < majority / 2
+
+
+def test_units_that_the_features_gave_up_are_not_read(tmp_path):
+    x = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)).expand(200, 6).contiguous()
+    data = {"x": x, "y": ((x[:, 0] > 0.5).long(), torch.arange(200) < 20)}
+    options = {"num_classes": 2, "hidden": (8,), "latent_dim": 4, "likelihood": "normal(0.1)"}
+    model = zoo.create("m1m2", data, **options)
+    network = model.guide.parts[1].network
+    assert isinstance(network, ActiveUnits)
+    assert network.keep.all()
+    settings = {
+        "epochs": 1,
+        "progress": False,
+        "folder": tmp_path,
+        "start": {"epochs": 40, "lr": 1e-2},
+    }
+    model.fit(data, **settings)
+    loc = model.guide.parts[0].distribution("z_1", Batch.of(data)).mean
+    assert network.keep.equal((loc.std(0) > 0.1).float())
+    assert 1 <= network.keep.sum() < 4  # a line of pictures
+    z, given_up = torch.randn(5, 4), network.keep == 0
+    other = torch.where(given_up, 100.0, z)
+    assert torch.equal(network(z).logits, network(other).logits)
+    again = zoo.create("m1m2", data, **options)
+    again.fit(data, **{**settings, "epochs": 2, "resume": True})  # without the first stage
+    assert again.guide.parts[1].network.keep.equal(network.keep)
+    network.look(torch.zeros(5, 4))
+    assert network.keep.all()
 
 
 def test_responsibilities_average_over_draws_of_the_features():
