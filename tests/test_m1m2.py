@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from cases import Case, Replay, elbo
@@ -14,7 +15,7 @@ from pyrozoo.guides import Amortized, Classifier, Sequential
 from pyrozoo.inference import Batch, EnumELBO, metrics, responsibilities
 from pyrozoo.zoo import datasets
 from pyrozoo.zoo.semisupervised import M1, M1M2
-from pyrozoo.zoo.semisupervised.m1m2 import ActiveUnits
+from pyrozoo.zoo.semisupervised.m1m2 import Above
 
 ROWS, K = 7, 3
 SMALL = {"hidden": (8,), "latent_dim": 2}
@@ -152,7 +153,7 @@ def test_frozen_parts_learn_in_the_first_stage_only_also_after_a_resume(name, tm
     encoder = "guide.networks.z" if name == "m1" else "guide.parts.0."
     for key, value in stage.items():
         same = torch.equal(value, whole.parameters[key])
-        assert same == (key.startswith(("program.decoder", encoder)) or key.endswith("keep")), key
+        assert same == (key.startswith(("program.decoder", encoder)) or key.endswith("active")), key
 
 
 def test_without_freezing_all_parts_go_on_and_without_labels_m1_has_one_stage():
@@ -211,38 +212,46 @@ def test_m1_beats_the_majority_class():
     assert error < majority / 2
 
 
-def test_units_that_the_features_gave_up_are_not_read(tmp_path):
+def test_units_that_the_features_gave_up_are_left_out_above(tmp_path):
     x = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)).expand(200, 6).contiguous()
     data = {"x": x, "y": ((x[:, 0] > 0.5).long(), torch.arange(200) < 20)}
     options = {"num_classes": 2, "hidden": (8,), "latent_dim": 4, "likelihood": "normal(0.1)"}
     model = zoo.create("m1m2", data, **options)
-    network = model.guide.parts[1].network
-    assert isinstance(network, ActiveUnits)
-    assert network.keep.all()
-    settings = {
-        "epochs": 1,
-        "progress": False,
-        "folder": tmp_path,
-        "start": {"epochs": 40, "lr": 1e-2},
-    }
+    above = model.guide.parts[1]
+    assert isinstance(above, Above)
+    assert above.active.all()
+    start = {"epochs": 40, "lr": 1e-2}
+    settings = {"epochs": 1, "progress": False, "folder": tmp_path, "start": start}
     model.fit(data, **settings)
-    loc = model.guide.parts[0].distribution("z_1", Batch.of(data)).mean
-    assert network.keep.equal((loc.std(0) > 0.1).float())
-    assert 1 <= network.keep.sum() < 4  # a line of pictures
-    z, given_up = torch.randn(5, 4), network.keep == 0
-    other = torch.where(given_up, 100.0, z)
-    assert torch.equal(network(z).logits, network(other).logits)
+    batch = Batch.of(data)
+    means = model.guide.parts[0].distribution("z_1", batch).mean
+    active = means.std(0) > 0.1
+    assert 1 <= active.sum() < 4  # a line of pictures
+    for found in (above.active, model.program.active):
+        assert found.equal(active.float())
+    trace = pyro.poutine.trace(model.program).get_trace(Batch.of({"x": (x, x > 2)}))
+    z_1 = trace.nodes["z_1"]["fn"]
+    assert (z_1.mean[:, ~active] == 0).all()
+    assert (z_1.stddev[:, ~active] == 1).all()
+    assert (z_1.mean[:, active].std(0) > 0).all()
+    seen = []
+    for z in (means, torch.where(active, means, 100.0)):
+        torch.manual_seed(0)
+        with pyro.plate("data", 200):
+            seen.append(above.inside(batch, {"z_1": z}))
+    assert torch.equal(seen[0]["z_2"], seen[1]["z_2"])
     again = zoo.create("m1m2", data, **options)
     again.fit(data, **{**settings, "epochs": 2, "resume": True})  # without the first stage
-    assert again.guide.parts[1].network.keep.equal(network.keep)
-    network.look(torch.zeros(5, 4))
-    assert network.keep.all()
+    for found in (again.guide.parts[1].active, again.program.active):
+        assert found.equal(active.float())
+    above.leave_out(model.program, torch.zeros(5, 4))
+    assert above.active.all()
 
 
 def test_responsibilities_average_over_draws_of_the_features():
     x = torch.rand(6, 12)
     model = zoo.create("m1m2", {"x": x}, hidden=[8], latent_dim=3, style_dim=2, style_hidden=[6])
-    encoder, classifier, _ = model.guide.parts
+    encoder, classifier = model.guide.parts[0], model.guide.parts[1].guide.parts[0]
     batch = Batch.of({"x": x})
     z_1 = encoder.distribution("z_1", batch).sample((4000,))
     exact = classifier.distribution(batch, {"z_1": z_1}).probs.mean(0)

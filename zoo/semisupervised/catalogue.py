@@ -9,13 +9,12 @@ from typing import Any
 
 from pyrozoo.guides import Amortized, Classifier, Mean, Sequential
 from pyrozoo.inference import Batch, predict, schedules
-from pyrozoo.zoo import networks
 from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
 from pyrozoo.zoo.networks import ConvClassifier
 from pyrozoo.zoo.semisupervised import M1, M1M2, M2
 from pyrozoo.zoo.semisupervised.m1 import freeze, start_features
-from pyrozoo.zoo.semisupervised.m1m2 import ActiveUnits, Features
+from pyrozoo.zoo.semisupervised.m1m2 import Above, Features
 
 
 def m2(
@@ -131,14 +130,14 @@ def m1m2(
         activation,
     )  # fmt: skip
     encoder = Amortized(program, ["x"], hidden, activation, sites=["z_1"])
-    network = ActiveUnits(
-        networks.Classifier(latent_dim, style_hidden, num_classes, activation), latent_dim
+    above = Above(
+        Sequential(
+            Classifier(program, "y", ["z_1"], style_hidden, activation),
+            Amortized(program, ["z_1", "y"], style_hidden, activation, sites=["z_2"]),
+        ),
+        program,
     )
-    guide = Sequential(
-        encoder,
-        Classifier(program, "y", ["z_1"], network=network),
-        Amortized(program, ["z_1", "y"], style_hidden, activation, sites=["z_2"]),
-    )
+    guide = Sequential(encoder, above)
     repeat = repeats(batch, labelled_share)
     objective = classification(batch, alpha, repeat)
     fixed = (program.decoder, encoder) if frozen else ()
@@ -148,7 +147,8 @@ def m1m2(
     def start(data: Batch, **options: Any) -> None:
         start_features(below, encoder, data, frozen=fixed, **options)
         only_x = data.drop(*(name for name in data.names if name != "x"))
-        network.look(predict(below, Mean(encoder), only_x, "z_1", num_samples=1))
+        means = predict(below, Mean(encoder), only_x, "z_1", num_samples=1)
+        above.leave_out(program, means)
 
     settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}
     if repeat > 1:

@@ -32,17 +32,16 @@ each time, and the reported bound is that of x.
 Source: Diederik P. Kingma, Danilo J. Rezende, Shakir Mohamed, Max Welling, "Semi-supervised
 learning with deep generative models" (2014).
 
-As in the released code, q(y | z_1) does not read the features that M1 gave up, which are noise
-(:class:`ActiveUnits`).
+As in the released code, what stands above z_1 leaves out the features that M1 gave up, whose mean
+hardly differs between rows: they stay standard normal, and the guide reads zeros in their place.
 
-Deviations: Adam at 1e-3 and far fewer passes; weights have no prior and start larger; z_1 keeps the
-features that M1 gave up, where the released code takes them away; q(y | x) averages q(y | z_1) over
-draws of z_1, where it takes the mean of z_1.
+Deviations: Adam at 1e-3 and far fewer passes; weights have no prior and start larger; q(y | x)
+averages q(y | z_1) over draws of z_1, where the released code takes the mean of z_1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -50,6 +49,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrozoo.guides.parts import Drawn, Part
 from pyrozoo.inference import Batch
 from pyrozoo.zoo.networks import Decoder, Encoder, one_hot
 
@@ -66,9 +66,13 @@ class M1M2(nn.Module):
         style_hidden: widths of the hidden layers of p(z_1 | y, z_2).
         likelihood: of x given z_1, a name or a module of :mod:`pyrozoo.zoo.networks`.
         activation: of all hidden layers.
+
+    ``active`` is 1 for features that depend on y and z_2, ``(latent_dim,)``; the others, 0, are
+    standard normal.
     """
 
     zeros: Tensor
+    active: Tensor
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class M1M2(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.register_buffer("zeros", torch.zeros(style_dim), persistent=False)
+        self.register_buffer("active", torch.ones(latent_dim))
         self.features = Encoder([style_dim, num_classes], style_hidden, latent_dim, activation)
         self.decoder = Decoder(latent_dim, tuple(reversed(hidden)), x_dim, likelihood, activation)
 
@@ -93,7 +98,9 @@ class M1M2(nn.Module):
             uniform = self.zeros.new_zeros(self.num_classes)
             y = pyro.sample("y", dist.Categorical(logits=uniform))
             z_2 = pyro.sample("z_2", dist.Normal(self.zeros, 1.0).to_event(1))
-            z_1 = pyro.sample("z_1", self.features(z_2, one_hot(y, self.num_classes, z_2.dtype)))
+            found = self.features(z_2, one_hot(y, self.num_classes, z_2.dtype))
+            loc, scale = found.mean * self.active, torch.where(self.active > 0, found.stddev, 1.0)
+            z_1 = pyro.sample("z_1", dist.Normal(loc, scale).to_event(1))
             pyro.sample("x", self.decoder(z_1))
 
 
@@ -113,30 +120,34 @@ class Features(nn.Module):
             pyro.sample("x", self.decoder(z_1))
 
 
-class ActiveUnits(nn.Module):
-    """A network that reads the features that tell rows apart, and zeros in place of the others.
+class Above(Part):
+    """A part of the guide that reads the features with zeros in place of those not active.
 
     Args:
-        network: of the features, ``(*, size)``.
-        size: how many there are; all are read before :meth:`look`.
+        guide: the other part, which is given z_1.
+        program: whose ``active`` it keeps a copy of, see :meth:`leave_out`.
     """
 
-    keep: Tensor
+    active: Tensor
 
-    def __init__(self, network: nn.Module, size: int) -> None:
+    def __init__(self, guide: Part, program: M1M2) -> None:
         super().__init__()
-        self.network = network
-        self.register_buffer("keep", torch.ones(size))
+        self.guide, self.data_dim = guide, guide.data_dim
+        self.register_buffer("active", program.active.clone())
 
-    def look(self, means: Tensor, least: float = 0.1) -> None:
-        """Read the units whose mean has an sd above ``least`` over rows; all, if none has.
+    def leave_out(self, program: M1M2, means: Tensor, least: float = 0.1) -> None:
+        """Keep, here and in the program, units whose mean has an sd above ``least`` over rows.
+
+        All are kept where none has.
 
         Args:
-            means: of q(z_1 | x), ``(rows, size)``.
+            program: the other half.
+            means: of q(z_1 | x), ``(rows, latent_dim)``.
         """
         active = means.std(0) > least
-        self.keep.copy_(active if bool(active.any()) else torch.ones_like(self.keep))
+        for own in (self.active, program.active):
+            own.copy_(active if bool(active.any()) else torch.ones_like(own))
 
-    def forward(self, z_1: Tensor) -> Any:
-        """What the network says of the features, ``(*, size)``."""
-        return self.network(z_1 * self.keep)
+    def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
+        """Draw what the other part draws."""
+        return self.guide.inside(batch, {**drawn, "z_1": drawn["z_1"] * self.active})
