@@ -113,12 +113,13 @@ def test_the_gap_of_a_corrupted_exact_posterior_has_a_closed_form():
     assert exact == pytest.approx(-float(evidence), rel=1e-5)
 
 
-def test_vade_with_noise_learns_from_it_and_answers_without():
+def test_vade_with_noise_answers_without():
     x = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
     model = zoo.create("vade", {"x": x}, hidden=(8,), latent_dim=2, num_clusters=3, noise=0.2)
     model.fit({"x": x}, epochs=2, start={"epochs": 2}, progress=False)
-    first, again = (responsibilities(model.program, Mean(model.guide), x_, seed=s)
-                    for x_, s in (({"x": x}, 0), ({"x": x}, 1)))  # fmt: skip
+    first, again = (
+        responsibilities(model.program, Mean(model.guide), {"x": x}, seed=seed) for seed in (0, 1)
+    )
     assert torch.equal(first, again)
     assert any(isinstance(m, Corrupted) for m in model.guide.modules())
     plain = zoo.create("vade", {"x": x}, hidden=(8,), latent_dim=2, num_clusters=3)
@@ -160,6 +161,12 @@ def test_codes_depend_less_on_moves_that_were_undone():
 def test_bad_options(options, words):
     with pytest.raises(ValueError, match=words):
         corruption(**options)
+
+
+@pytest.mark.parametrize("noise", ["much", None, True])
+def test_what_is_no_number(noise):
+    with pytest.raises(TypeError, match=f"noise is a number, got {noise!r}"):
+        zoo.create("vade", {"x": torch.rand(9, 6)}, noise=noise)
 
 
 def test_rows_that_are_no_such_images():

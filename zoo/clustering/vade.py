@@ -23,9 +23,9 @@ embedding: an unsupervised and generative approach to clustering" (2017).
 Deviations: the sum over clusters is exact, where the released loss mixes responsibilities at one
 draw with an expectation in closed form; weights are logits and scales a softplus, where raw
 parameters could leave their range; the mixture starts from the best of several k-means-seeded EM
-runs, by likelihood.  Three more are options: full covariances, which hold clusters that lie askew
-in the code space; a start from the codes' graph of nearest neighbours; and an autoencoder that
-undoes small turns and shifts of images, or noise.
+runs, by likelihood.  Four more are options: full covariances, which hold clusters that lie askew
+in the code space; a start from the codes' graph of nearest neighbours; an autoencoder that undoes
+small turns and shifts of images, or noise; and noise on what the guide reads in training.
 """
 
 from __future__ import annotations

@@ -95,10 +95,13 @@ def corruption(
         image_shape: of the images that are moved: channels, height, width.
 
     Raises:
+        TypeError: one of these is no number.
         ValueError: a number is negative, or images are to be moved but have no shape.
     """
     chosen: dict[str, Any] = {"noise": noise, "degrees": degrees, "shift": shift}
     for name, value in chosen.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} is a number, got {value!r}")
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} is not negative, got {value!r}")
     steps: list[nn.Module] = []
