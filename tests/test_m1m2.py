@@ -248,6 +248,52 @@ def test_units_that_the_features_gave_up_are_left_out_above(tmp_path):
     assert above.active.all()
 
 
+@pytest.fixture(scope="module")
+def rings():
+    """Two circles of eight-dimensional points, one label each, in rows that are not neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(400) % 2
+    angle, radius = 2 * math.pi * torch.rand(400, generator=generator), 1.0 + 2.0 * y
+    flat = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0][:2]
+    return Batch.of({"x": flat @ turn, "y": (y, torch.arange(400) < 4)}), y
+
+
+def test_labels_spread_along_the_features_and_given_ones_are_kept(rings, tmp_path):
+    data, y = rings
+    options = {"num_classes": 2, "hidden": (64,), "latent_dim": 4, "likelihood": "normal(0.1)"}
+    options |= {"style_dim": 2, "style_hidden": (32,), "activation": "relu", "spread": True}
+    start = {"epochs": 60, "known_epochs": 12, "lr": 5e-3, "batch_size": 50, "warm_up": 5}
+    linear = LogisticRegression().fit(data["x"][:4], y[:4])
+
+    def run(folder, resume):
+        model = zoo.create("m1m2", data, **options)
+        result = model.fit(
+            data, epochs=1, lr=1e-3, progress=False, start=start, folder=folder, resume=resume
+        )
+        return result
+
+    result = run(tmp_path / "a", False)
+    found = result.responsibilities({"x": data["x"]}, seed=0).argmax(1)
+    assert metrics.accuracy(y, found) > max(0.95, linear.score(data["x"], y))
+    (tmp_path / "a" / "checkpoint.safetensors").unlink()
+    again = run(tmp_path / "a", True)  # both stages come from their checkpoints
+    for key, value in result.parameters.items():
+        assert torch.equal(value, again.parameters[key]), key
+    plain = zoo.create("m1m2", data, **{**options, "spread": False})
+    with pytest.raises(TypeError, match="known_epochs"):
+        plain.fit(data, epochs=1, progress=False, start=start)
+
+
+def test_the_divergence_of_the_features_is_warmed_up():
+    seen = []
+    for warm_up in (0.0, 1e6):  # hardly any divergence: the features say more
+        model = zoo.create("m1", some_data(), num_classes=K, **SMALL)
+        model.start(Batch.of(some_data()), epochs=200, lr=1e-2, warm_up=warm_up)
+        seen.append(model.guide.distribution("z", Batch.of(some_data())).stddev.mean())
+    assert seen[1] < 0.5 * seen[0]
+
+
 def test_responsibilities_average_over_draws_of_the_features():
     x = torch.rand(6, 12)
     model = zoo.create("m1m2", {"x": x}, hidden=[8], latent_dim=3, style_dim=2, style_hidden=[6])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import Batch, EnumELBO, fit
@@ -79,6 +79,42 @@ def start_spread(
         degrees=degrees, shift=shift, image_shape=image_shape, seed=seed, progress=progress,
         **settings,
     )  # fmt: skip
+    if (folder := settings.get("folder")) is not None:
+        settings = {**settings, "folder": Path(folder) / "known"}
+    parts = spread_parts(
+        data, codes, num_classes, num_neighbors=num_neighbors, balance=balance, seed=seed
+    )
+    values = {n: (data.stored(n), data.present(n)) for n in data.names if n != "y"}
+    fit(
+        program, guide, {**values, "y": parts},
+        objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
+        epochs=known_epochs, batch_size=batch_size, lr=lr, seed=seed, progress=progress,
+        title="parts of the graph", **settings,
+    )  # fmt: skip
+
+
+def spread_parts(
+    data: Batch,
+    codes: Tensor,
+    num_classes: int,
+    *,
+    num_neighbors: int = 10,
+    balance: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """The given labels, spread along the graph of codes, or its parts where none is given.
+
+    Args:
+        data: perhaps with y in part.
+        codes: ``(rows, D)``, of which the nearest neighbours are found.
+        num_classes, num_neighbors, balance, seed: see :func:`start_spread`.
+
+    Returns:
+        a class for every row, ``(rows,)``.
+
+    Raises:
+        ValueError: there are fewer rows than neighbours.
+    """
     labels = known = None
     if "y" in data and bool(data.present("y").any()):
         labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
@@ -86,12 +122,4 @@ def start_spread(
         codes.double().cpu().numpy(), num_classes, labels, known, num_neighbors=num_neighbors,
         balance=balance, seed=seed,
     )  # fmt: skip
-    if (folder := settings.get("folder")) is not None:
-        settings = {**settings, "folder": Path(folder) / "known"}
-    values = {n: (data.stored(n), data.present(n)) for n in data.names if n != "y"}
-    fit(
-        program, guide, {**values, "y": torch.as_tensor(parts, device=data.device).long()},
-        objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
-        epochs=known_epochs, batch_size=batch_size, lr=lr, seed=seed, progress=progress,
-        title="parts of the graph", **settings,
-    )  # fmt: skip
+    return torch.as_tensor(parts, device=data.device).long()

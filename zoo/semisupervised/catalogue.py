@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pyrozoo.guides import Amortized, Classifier, Mean, Sequential
-from pyrozoo.inference import Batch, predict, schedules
+from pyrozoo.guides import Amortized, Classifier, Sequential
+from pyrozoo.inference import Batch, schedules
 from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
 from pyrozoo.zoo.networks import ConvClassifier
 from pyrozoo.zoo.semisupervised import M1, M1M2, M2
 from pyrozoo.zoo.semisupervised.m1 import freeze, start_features
-from pyrozoo.zoo.semisupervised.m1m2 import Above, Features
+from pyrozoo.zoo.semisupervised.m1m2 import Above, start_above, start_above_spread
 
 
 def m2(
@@ -118,12 +118,15 @@ def m1m2(
     alpha: float = 0.1,
     frozen: bool = True,
     labelled_share: float = 0.1,
+    spread: bool = False,
 ) -> Model:
     """M1+M2: features of x first, then class and style above them, summed over q(y | z_1).
 
     With ``frozen`` encoder and decoder stay as the first stage left them.  ``alpha`` weighs the
     classification term, relative to the bound of all rows.  Rows with a label are visited so often
-    that they make up ``labelled_share`` of an epoch.
+    that they make up ``labelled_share`` of an epoch.  With ``spread``, which is not in the paper,
+    the second stage starts from labels that were spread along a graph of neighbours of the
+    features (:func:`.start_above_spread`).
     """
     program = M1M2(
         width(batch, "x"), num_classes, latent_dim, style_dim, hidden, style_hidden, likelihood,
@@ -142,13 +145,10 @@ def m1m2(
     objective = classification(batch, alpha, repeat)
     fixed = (program.decoder, encoder) if frozen else ()
     freeze(*fixed)
-    below = Features(program)
 
     def start(data: Batch, **options: Any) -> None:
-        start_features(below, encoder, data, frozen=fixed, **options)
-        only_x = data.drop(*(name for name in data.names if name != "x"))
-        means = predict(below, Mean(encoder), only_x, "z_1", num_samples=1)
-        above.leave_out(program, means)
+        begin = start_above_spread if spread else start_above
+        begin(program, guide, data, frozen=fixed, **options)
 
     settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}
     if repeat > 1:

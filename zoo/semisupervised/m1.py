@@ -40,7 +40,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrozoo.inference import Batch, fit
+from pyrozoo.guides import Mean
+from pyrozoo.inference import Batch, fit, predict, schedules
 from pyrozoo.zoo.networks import Classifier, Decoder
 
 
@@ -86,32 +87,42 @@ def start_features(
     program: nn.Module,
     guide: nn.Module,
     data: Batch,
+    site: str = "z",
     *,
     frozen: Sequence[nn.Module] = (),
     epochs: int = 50,
     batch_size: int = 100,
     lr: float = 1e-3,
+    warm_up: float = 0.0,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
-) -> None:
-    """The first stage: fit an autoencoder to x, without labels.
+) -> Tensor:
+    """The first stage: fit an autoencoder to x, without labels, and give its features.
 
     Args:
-        program, guide: of z and x, trained in place.
+        program, guide: of the features and x, trained in place.
         data: with x; whatever else is there is not looked at.
+        site: of the features.
         frozen: what is fitted now, and not later.
         epochs, batch_size, lr: of this fit.
+        warm_up: epochs in which the weight of the features' divergence rises from zero to one.
         seed: of all of it.
         progress: show a progress bar.
         settings: further ones of this fit: folder, resume, compile, device.
+
+    Returns:
+        the means of q(features | x), ``(rows, D)``.
     """
     only_x = data.drop(*(name for name in data.names if name != "x"))
+    if warm_up:
+        settings["weights"] = {site: schedules.linear(0.0, 1.0, warm_up)}
     with thawed(*frozen):
         fit(
             program, guide, only_x, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
-            progress=progress, title="features", **settings,
+            progress=progress, title="features", decided_by={"warm_up": warm_up}, **settings,
         )  # fmt: skip
+    return predict(program, Mean(guide), only_x, site, num_samples=1, seed=seed)
 
 
 def freeze(*modules: nn.Module, frozen: bool = True) -> None:

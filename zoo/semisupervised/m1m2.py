@@ -42,6 +42,7 @@ averages q(y | z_1) over draws of z_1, where the released code takes the mean of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -49,9 +50,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrozoo.guides import Sequential
 from pyrozoo.guides.parts import Drawn, Part
-from pyrozoo.inference import Batch
+from pyrozoo.inference import Batch, EnumELBO, fit, posterior
+from pyrozoo.zoo.clustering.spreading import spread_parts
 from pyrozoo.zoo.networks import Decoder, Encoder, one_hot
+from pyrozoo.zoo.semisupervised.m1 import start_features
 
 
 class M1M2(nn.Module):
@@ -149,5 +153,85 @@ class Above(Part):
             own.copy_(active if bool(active.any()) else torch.ones_like(own))
 
     def inside(self, batch: Batch, drawn: Mapping[str, Tensor]) -> Drawn:
-        """Draw what the other part draws."""
-        return self.guide.inside(batch, {**drawn, "z_1": drawn["z_1"] * self.active})
+        """Draw what the other part draws; where z_1 is observed it is not among the drawn."""
+        z_1 = drawn["z_1"] if "z_1" in drawn else batch["z_1"]
+        return self.guide.inside(batch, {**drawn, "z_1": z_1 * self.active})
+
+
+def start_above(
+    program: M1M2,
+    guide: Sequential,
+    data: Batch,
+    **options: Any,
+) -> Tensor:
+    """The first stage, after which what is above leaves out the features that it gave up.
+
+    Args:
+        program: trained in place.
+        guide: of z_1 and of what is :class:`Above` it, trained in place.
+        data: with x.
+        options: see :func:`.start_features`.
+
+    Returns:
+        the means of the other features, ``(rows, D)``.
+    """
+    encoder, above = guide.parts
+    means = start_features(Features(program), encoder, data, "z_1", **options)
+    above.leave_out(program, means)
+    return means[:, program.active > 0]
+
+
+def start_above_spread(
+    program: M1M2,
+    guide: Sequential,
+    data: Batch,
+    *,
+    known_epochs: int = 10,
+    draws: int = 5,
+    alpha: float = 1.0,
+    num_neighbors: int = 10,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: bool = False,
+    warm_up: float = 0.0,
+    epochs: int = 50,
+    frozen: Sequence[nn.Module] = (),
+    **settings: Any,
+) -> None:
+    """The first stage, then labels that were spread along a graph of its features for a while.
+
+    Each row's features are joined to their nearest neighbours, the given labels spread along this
+    graph, and what is above the features is fitted as if every row had been labelled so.  Here z_1
+    is observed: recorded draws of it, and x is not.  The fit that follows sees x and the given
+    labels alone.
+
+    Args:
+        program, guide: see :func:`start_above`.
+        data: with x, and perhaps y in part; without any label the graph is cut into parts.
+        known_epochs: of the fit to what was found.
+        draws: of each row's features, all of which an epoch of it visits.
+        alpha: weight of log q(y | z_1) in it.
+        num_neighbors: of each row in the graph.
+        batch_size, lr: of both fits.
+        seed: of all of it.
+        progress: show progress bars.
+        warm_up, epochs, frozen: of the first stage, see :func:`.start_features`.
+        settings: further ones of both fits: folder, resume, compile, device, lr_schedule.
+
+    Raises:
+        ValueError: there are fewer rows than neighbours.
+    """
+    both = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress, **settings}
+    codes = start_above(program, guide, data, warm_up=warm_up, epochs=epochs, frozen=frozen, **both)
+    parts = spread_parts(data, codes, program.num_classes, num_neighbors=num_neighbors, seed=seed)
+    encoder, above = guide.parts
+    only_x = data.drop(*(name for name in data.names if name != "x"))
+    z_1 = posterior(Features(program), encoder, only_x, num_samples=draws, seed=seed)["z_1"]
+    if (folder := settings.get("folder")) is not None:
+        both["folder"] = Path(folder) / "known"
+    fit(
+        program, above, {"z_1": z_1.flatten(0, 1), "y": parts.repeat(draws)}, epochs=known_epochs,
+        objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
+        title="labels spread", **both,
+    )  # fmt: skip
