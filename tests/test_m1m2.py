@@ -73,6 +73,23 @@ def test_m1m2_by_hand(kl):
 
 
 @pytest.mark.usefixtures("double")
+def test_features_may_be_observed_in_place_of_x():
+    program, guide = make()
+    program.active[1] = 0.0
+    above = Above(Sequential(*guide.parts[1:]), program)
+    z_1, y = torch.randn(ROWS, 2), torch.randint(K, (ROWS,))
+    data = {"z_1": z_1, "y": y, "noise": torch.randn(ROWS, 3)}
+    rows = elbo(kl="closed", inputs=("noise",)).per_row(program, Replay(above), data)
+    label = torch.eye(K)[y]
+    loc, scale = encode(guide.parts[2].networks["z_2"], z_1 * above.active, label)
+    found, width = encode(program.features, loc + scale * data["noise"], label)
+    kept = log_normal(z_1[:, :1], found[:, :1], width[:, :1])
+    alone = log_normal(z_1[:, 1:], torch.zeros(ROWS, 1), torch.ones(ROWS, 1))
+    right = kept + alone - kl_to_standard(loc, scale) - math.log(K)
+    torch.testing.assert_close(rows, right, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("observed", ["nothing", "some", "all"])
 def test_the_decoder_and_encoder_of_x_run_once_a_row(observed):
     program, guide = make()
