@@ -26,7 +26,7 @@ learning with deep generative models" (2014).
 Deviations: the second stage is a network under the same bound, where the paper has a transductive
 support vector machine, which also uses unlabelled rows; a prediction averages p(y | z) over draws
 of z, where the released code takes the mean; latent units that the autoencoder gave up are not
-taken away first; weights have no prior.
+taken away first; weights have no prior; optionally, the divergence is warmed up.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ As in the released code, what stands above z_1 leaves out the features that M1 g
 hardly differs between rows: they stay standard normal, and the guide reads zeros in their place.
 
 Deviations: Adam at 1e-3 and far fewer passes; weights have no prior and start larger; q(y | x)
-averages q(y | z_1) over draws of z_1, where the released code takes the mean of z_1.
+averages q(y | z_1) over draws of z_1, where the released code takes the mean of z_1; optionally,
+M1's divergence is warmed up, and the second stage starts from labels that were spread along a graph
+of the features (:func:`start_above_spread`).
 """
 
 from __future__ import annotations
