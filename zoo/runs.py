@@ -36,6 +36,7 @@ RECOMMENDED = (  # the best of a method's experiments on the same data
     "falck2021_mfcvae_mnist_graph",
     "jiang2017_vade_digits_balanced",
     "jiang2017_vade_mnist_balanced",
+    "kingma2014_m1m2_mnist_graph",
     "kingma2014_m2_mnist_graph",
 )
 PARTICLES = 1000  # for the evidence of a density
