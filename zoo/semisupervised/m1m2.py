@@ -17,6 +17,7 @@ observed     what the run is
 x, y         a conditional autoencoder, and a classifier through the term below
 x, y (part)  semi-supervised, the published use
 x            an autoencoder; q(y | z_1) has nothing that names or separates classes
+z_1, y       what is above features that are data, fitted without encoder and decoder
 ============ ==========================================================================
 
 On rows whose label is known, q(y | z_1) is no part of the bound; it learns from the classification
