@@ -148,7 +148,7 @@ def m1m2(
 
     def start(data: Batch, **options: Any) -> None:
         begin = start_above_spread if spread else start_above
-        begin(program, guide, data, frozen=fixed, **options)
+        begin(program, encoder, above, data, frozen=fixed, **options)
 
     settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}
     if repeat > 1:

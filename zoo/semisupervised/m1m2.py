@@ -53,7 +53,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrozoo.guides import Sequential
 from pyrozoo.guides.parts import Drawn, Part
 from pyrozoo.inference import Batch, EnumELBO, fit, posterior
 from pyrozoo.zoo.clustering.spreading import spread_parts
@@ -162,23 +161,19 @@ class Above(Part):
 
 
 def start_above(
-    program: M1M2,
-    guide: Sequential,
-    data: Batch,
-    **options: Any,
+    program: M1M2, encoder: nn.Module, above: Above, data: Batch, **options: Any
 ) -> Tensor:
     """The first stage, after which what is above leaves out the features that it gave up.
 
     Args:
-        program: trained in place.
-        guide: of z_1 and of what is :class:`Above` it, trained in place.
+        program, encoder: trained in place; the encoder is the guide's part for z_1.
+        above: the guide's other part.
         data: with x.
         options: see :func:`.start_features`.
 
     Returns:
         the means of the other features, ``(rows, D)``.
     """
-    encoder, above = guide.parts
     means = start_features(Features(program), encoder, data, "z_1", **options)
     above.leave_out(program, means)
     return means[:, program.active > 0]
@@ -186,7 +181,8 @@ def start_above(
 
 def start_above_spread(
     program: M1M2,
-    guide: Sequential,
+    encoder: nn.Module,
+    above: Above,
     data: Batch,
     *,
     known_epochs: int = 10,
@@ -210,7 +206,7 @@ def start_above_spread(
     labels alone.
 
     Args:
-        program, guide: see :func:`start_above`.
+        program, encoder, above: trained in place, see :func:`start_above`.
         data: with x, and perhaps y in part; without any label the graph is cut into parts.
         known_epochs: of the fit to what was found.
         draws: of each row's features, all of which an epoch of it visits.
@@ -226,9 +222,10 @@ def start_above_spread(
         ValueError: there are fewer rows than neighbours.
     """
     both = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress, **settings}
-    codes = start_above(program, guide, data, warm_up=warm_up, epochs=epochs, frozen=frozen, **both)
+    codes = start_above(
+        program, encoder, above, data, warm_up=warm_up, epochs=epochs, frozen=frozen, **both
+    )
     parts = spread_parts(data, codes, program.num_classes, num_neighbors=num_neighbors, seed=seed)
-    encoder, above = guide.parts
     only_x = data.drop(*(name for name in data.names if name != "x"))
     z_1 = posterior(Features(program), encoder, only_x, num_samples=draws, seed=seed)["z_1"]
     if (folder := settings.get("folder")) is not None:
