@@ -208,6 +208,21 @@ class Batch:
         batch._shared = self._shared
         return batch
 
+    def add(self, data: Data) -> Batch:
+        """The same rows with more sites, or other values of them, read as by :meth:`of`.
+
+        Raises:
+            ValueError: numbers of rows differ.
+        """
+        more = Batch.of(data, self._rows)
+        rest = self.drop(*more.names)
+        return Batch(
+            {**rest._values, **more._values},
+            {**rest._present, **more._present},
+            self._rows,
+            self._dtype,
+        )
+
     def sharing(self) -> Batch:
         """The same batch; what is computed by :meth:`once` is kept for it and what it drops."""
         batch = Batch(self._values, self._present, self._rows, self._dtype)

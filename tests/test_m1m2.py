@@ -12,10 +12,11 @@ from twins import encode, kl_to_standard, log_bernoulli, log_normal
 
 from pyrozoo import zoo
 from pyrozoo.guides import Amortized, Classifier, Sequential
-from pyrozoo.inference import Batch, EnumELBO, metrics, responsibilities
+from pyrozoo.inference import Batch, EnumELBO, Stored, metrics, responsibilities
 from pyrozoo.zoo import datasets
+from pyrozoo.zoo.clustering.spreading import spread_parts
 from pyrozoo.zoo.semisupervised import M1, M1M2
-from pyrozoo.zoo.semisupervised.m1m2 import Above
+from pyrozoo.zoo.semisupervised.m1m2 import Above, Top
 
 ROWS, K = 7, 3
 SMALL = {"hidden": (8,), "latent_dim": 2}
@@ -79,7 +80,9 @@ def test_features_may_be_observed_in_place_of_x():
     above = Above(Sequential(*guide.parts[1:]), program)
     z_1, y = torch.randn(ROWS, 2), torch.randint(K, (ROWS,))
     data = {"z_1": z_1, "y": y, "noise": torch.randn(ROWS, 3)}
-    rows = elbo(kl="closed", inputs=("noise",)).per_row(program, Replay(above), data)
+    objective = elbo(kl="closed", inputs=("noise",))
+    rows = objective.per_row(program, Replay(above), data)
+    torch.testing.assert_close(objective.per_row(Top(program), Replay(above), data), rows)
     label = torch.eye(K)[y]
     loc, scale = encode(guide.parts[2].networks["z_2"], z_1 * above.active, label)
     found, width = encode(program.features, loc + scale * data["noise"], label)
@@ -267,7 +270,7 @@ def test_units_that_the_features_gave_up_are_left_out_above(tmp_path):
 
 @pytest.fixture(scope="module")
 def rings():
-    """Two circles of eight-dimensional points, one label each, in rows that are not neighbours."""
+    """Two circles of eight-dimensional points, two labels each."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(400) % 2
     angle, radius = 2 * math.pi * torch.rand(400, generator=generator), 1.0 + 2.0 * y
@@ -276,7 +279,7 @@ def rings():
     return Batch.of({"x": flat @ turn, "y": (y, torch.arange(400) < 4)}), y
 
 
-def test_labels_spread_along_the_features_and_given_ones_are_kept(rings, tmp_path):
+def test_labels_spread_along_the_features(rings, tmp_path):
     data, y = rings
     options = {"num_classes": 2, "hidden": (64,), "latent_dim": 4, "likelihood": "normal(0.1)"}
     options |= {"style_dim": 2, "style_hidden": (32,), "activation": "relu", "spread": True}
@@ -294,12 +297,62 @@ def test_labels_spread_along_the_features_and_given_ones_are_kept(rings, tmp_pat
     found = result.responsibilities({"x": data["x"]}, seed=0).argmax(1)
     assert metrics.accuracy(y, found) > max(0.95, linear.score(data["x"], y))
     (tmp_path / "a" / "checkpoint.safetensors").unlink()
-    again = run(tmp_path / "a", True)  # both stages come from their checkpoints
+    stages = [tmp_path / "a" / "start", tmp_path / "a" / "start" / "known"]
+    written = [(stage / "checkpoint.safetensors").stat().st_mtime_ns for stage in stages]
+    again = run(tmp_path / "a", True)
+    after = [(stage / "checkpoint.safetensors").stat().st_mtime_ns for stage in stages]
+    assert after == written  # both stages come from their checkpoints
     for key, value in result.parameters.items():
         assert torch.equal(value, again.parameters[key]), key
     plain = zoo.create("m1m2", data, **{**options, "spread": False})
-    with pytest.raises(TypeError, match="known_epochs"):
+    with pytest.raises(ValueError, match="start known_epochs: only where labels spread"):
         plain.fit(data, epochs=1, progress=False, start=start)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"known_epochs": 0}, "known_epochs is at least 1, got 0"),
+        ({"draws": 0}, "draws is at least 1, got 0"),
+        ({"num_neighbors": 400}, "num_neighbors is from 1 to the 400 rows less one, got 400"),
+        ({"warm_up": -1}, "warm_up is a number of epochs, not negative, got -1"),
+        ({"warm_up": 2, "weights": {"z_1": lambda epoch: 1.0}}, "'z_1' is warmed up over 2 epochs"),
+    ],
+)
+def test_bad_options_of_the_start_are_found_before_it(rings, options, words):
+    data, _ = rings
+    model = zoo.create("m1m2", data, num_classes=2, spread=True, **SMALL)
+    before = [x.clone() for x in model.program.parameters()]
+    with pytest.raises(ValueError, match=words):
+        model.start(data, **{"epochs": 1, **options})
+    assert all(torch.equal(a, b) for a, b in zip(before, model.program.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["m2", "m1m2"])
+def test_labels_spread_on_disk_and_to_no_row_without_x(rings, method):
+    data, y = rings
+    known, seen = torch.arange(400) < 4, torch.arange(400) < 300
+    some = {"x": (data["x"], seen), "y": (y, known)}
+    epochs = {"epochs": 2, "known_epochs": 1}
+    found = []
+    for rows in (some, Stored(some), {n: (v[:300], m[:300]) for n, (v, m) in some.items()}):
+        options = {"hidden": (8,), "latent_dim": 2, "num_classes": 2, "spread": True}
+        model = zoo.create(method, rows if isinstance(rows, Stored) else Batch.of(rows), **options)
+        model.start(rows if isinstance(rows, Stored) else Batch.of(rows), **epochs)
+        found.append(list(model.program.parameters()))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_given_labels_are_kept_and_the_others_follow_their_neighbours(stored):
+    codes = torch.cat([torch.randn(30, 2), torch.randn(30, 2) + 20.0])
+    y, known = (torch.arange(60) < 30).long(), torch.arange(60) % 29 == 0
+    data = Stored({"y": (y, known)}) if stored else Batch.of({"y": (y, known)})
+    assert spread_parts(data, codes, 2).equal(y)
+    y[29], known[29] = 0, True  # as given, though its neighbours are of another class
+    data = Stored({"y": (y, known)}) if stored else Batch.of({"y": (y, known)})
+    assert spread_parts(data, codes, 2)[known].equal(y[known])
 
 
 def test_the_divergence_of_the_features_is_warmed_up():

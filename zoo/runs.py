@@ -31,7 +31,7 @@ from pyrozoo.zoo.tasks import Task, make_task
 
 Spec = dict[str, Any]
 TABLES = ("method", "data", "options", "start", "fit", "score", "published")
-RECOMMENDED = (  # the best of a method's experiments on the same data
+RECOMMENDED = (  # the best for its time of a method's experiments on the same data
     "dilokthanakul2016_gmvae_mnist_graph",
     "falck2021_mfcvae_mnist_graph",
     "jiang2017_vade_digits_balanced",

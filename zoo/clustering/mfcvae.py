@@ -52,6 +52,7 @@ from pyrozoo.inference.training.schedules import Schedule
 from pyrozoo.zoo.baselines import Covariance, gmm
 from pyrozoo.zoo.clustering.mixture import Mixture
 from pyrozoo.zoo.clustering.neighbours import Clusters, neighbour_parts
+from pyrozoo.zoo.clustering.pretraining import given_labels
 from pyrozoo.zoo.networks import LadderDecoder, inverse_positive_scale
 
 ROWS = 10_000  # at most, from which the mixtures start
@@ -210,8 +211,7 @@ def start_facets(
     silent = range(1, top + 1) if graph else below
     off = {f"{site}_{j}": 0.0 for j in silent for site in "cz"}
     chosen = {"scale": scale, "num_starts": num_starts, "clusters": clusters}
-    known = {n: (data[n].cpu().numpy(), data.present(n).cpu().numpy())
-             for n in data.names if n != "x"}  # fmt: skip
+    top_labels = given_labels(data, f"c_{top}")
     if graph:
         data = data.drop(*(name for name in data.names if name != "x"))
     fit(
@@ -223,7 +223,7 @@ def start_facets(
         drawn = predict(program, Mean(guide), data, f"z_{top}", num_samples=1, seed=seed)
         points, size = drawn.double().cpu().numpy(), len(program.facets[-1].logits)
         parts = neighbour_parts(
-            points, size, *known.get(f"c_{top}", ()), num_starts=num_starts,
+            points, size, *top_labels, num_starts=num_starts,
             num_neighbors=num_neighbors, balance=balance, seed=seed,
         )  # fmt: skip
         program.facets[-1].set_mixture(np.eye(size)[parts], points)
@@ -233,9 +233,9 @@ def _start(codes: Any, data: Batch, site: str, size: int, num_starts: int, seed:
     """Means ``(K, D)`` of a mixture on codes; where clusters are known, theirs, by name."""
     mixture = gmm(codes, size, seed, "diag", num_starts)
     means = mixture.means_
-    if site not in data:
+    labels, known = given_labels(data, site)
+    if labels is None:
         return means
-    labels, known = (v.cpu().numpy() for v in (data[site], data.present(site)))
     share = mixture.predict_proba(codes)
     agreement = np.stack([share[known & (labels == k)].sum(0) for k in range(size)])
     means = means[linear_sum_assignment(agreement, maximize=True)[1]]

@@ -68,12 +68,17 @@ def neighbour_graph(codes: Array, num_neighbors: int = 15) -> Any:
     codes = np.asarray(codes)
     if codes.ndim != 2 or not np.isfinite(codes).all():
         raise ValueError(f"codes are finite and of shape (N, D), got {codes.shape}")
-    if not 1 <= num_neighbors < len(codes):
-        raise ValueError(
-            f"num_neighbors is from 1 to the {len(codes)} rows less one, got {num_neighbors}"
-        )
+    check_neighbors(num_neighbors, len(codes))
     graph = NearestNeighbors(n_neighbors=num_neighbors).fit(codes).kneighbors_graph()
     return graph.maximum(graph.T).tocsr()
+
+
+def check_neighbors(num_neighbors: int, rows: int) -> None:
+    """Refuse a number of neighbours that so many rows do not have (ValueError)."""
+    if not 1 <= num_neighbors < rows:
+        raise ValueError(
+            f"num_neighbors is from 1 to the {rows} rows less one, got {num_neighbors}"
+        )
 
 
 def normalised_cut(graph: Any, clusters: Array, num_clusters: int) -> float:

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from pyrozoo.guides import Corrupted, Mean
-from pyrozoo.inference import Batch, EnumELBO, fit, predict, responsibilities
+from pyrozoo.inference import Batch, EnumELBO, Stored, fit, predict, responsibilities
 from pyrozoo.zoo.baselines import check_clusters
 from pyrozoo.zoo.clustering.neighbours import neighbour_parts
 from pyrozoo.zoo.networks.corruption import corruption
@@ -65,6 +65,31 @@ def pretrain_autoencoder(
     return predict(program, Mean(guide), only_x, "z", num_samples=1, seed=seed)
 
 
+def given_labels(data: Batch, site: str = "y") -> tuple[Any, Any]:
+    """The labels and where they are known, arrays ``(rows,)``, of rows in memory or on disk.
+
+    Both are None where no row has one.
+
+    Args:
+        data: perhaps with the site.
+        site: of the labels.
+    """
+    known = data.present(site).cpu().numpy()
+    if not known.any():
+        return None, None
+    alone = data.drop(*(name for name in data.names if name != site))
+    pieces = alone.pieces() if isinstance(alone, Stored) else [alone]
+    return torch.cat([piece[site] for piece in pieces]).cpu().numpy(), known
+
+
+def rows_with_x(data: Batch) -> Batch:
+    """The rows that have some x: the others have no code that says anything of them."""
+    rows = data.extent("x").rows
+    if bool(rows.all()):
+        return data
+    return data.select(rows) if isinstance(data, Stored) else data[rows]
+
+
 def start_centres(
     program: Any,
     guide: Mean,
@@ -108,10 +133,7 @@ def start_centres(
     drawn = pretrain_autoencoder(program, guide.guide, data, seed=seed, **options)
     codes, size = drawn.cpu().numpy(), len(program.loc)
     check_clusters(size, len(codes))
-    labels: Any = None
-    known: Any = None
-    if "y" in data:
-        labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
+    labels, known = given_labels(data)
     if clusters == "neighbours":
         codes = codes.astype(np.float64)
         parts = neighbour_parts(
@@ -159,7 +181,6 @@ def start_network(
         batch_size, lr, seed, progress: of its fit.
         settings: further ones: device.
     """
-    values = {name: (data.stored(name), data.present(name)) for name in data.names if name != "y"}
     share = responsibilities(program, Mean(encoder), data, num_samples=1, seed=seed)
     objective = EnumELBO(
         weights=dict.fromkeys(("x", "y", "z"), 0.0), observed_guide_weights={"y": 1.0}
@@ -171,7 +192,7 @@ def start_network(
         x.requires_grad_(False)
     try:
         fit(
-            program, guide, {**values, "y": share.argmax(1)}, objective=objective, lr=lr,
+            program, guide, data.drop("y").add({"y": share.argmax(1)}), objective=objective, lr=lr,
             epochs=math.ceil(steps / math.ceil(len(data) / batch_size)), batch_size=batch_size,
             seed=seed, progress=progress, title="q(y | x)", **settings,
         )  # fmt: skip

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pyrozoo.guides import Amortized
 from pyrozoo.inference import Batch, EnumELBO, fit
 from pyrozoo.inference.modes import seeded
-from pyrozoo.zoo.clustering.neighbours import neighbour_parts
-from pyrozoo.zoo.clustering.pretraining import pretrain_autoencoder
+from pyrozoo.inference.reading import read_count
+from pyrozoo.zoo.clustering.neighbours import check_neighbors, neighbour_parts
+from pyrozoo.zoo.clustering.pretraining import given_labels, pretrain_autoencoder, rows_with_x
 from pyrozoo.zoo.clustering.vade import VaDE
 
 
@@ -51,7 +52,7 @@ def start_spread(
 
     Args:
         program, guide: with sites x and y, trained in place.
-        data: with x, and perhaps y in part.
+        data: with x, and perhaps y in part; rows without x are left out.
         num_classes: how many values y has.
         likelihood: of the autoencoder.
         epochs: of the autoencoder.
@@ -68,8 +69,12 @@ def start_spread(
         settings: further ones of both fits: folder, resume, compile, device.
 
     Raises:
-        ValueError: there are fewer rows than neighbours.
+        ValueError: there are not more rows than neighbours, or without labels too few to cut the
+            graph; or a number of epochs is not positive.
     """
+    data = rows_with_x(data)
+    check_neighbors(num_neighbors, len(data))
+    read_count("known_epochs", known_epochs)
     width = data.shape("x")[-1]
     with seeded(seed):
         autoencoder = VaDE(width, num_classes, code_dim, hidden, likelihood)
@@ -84,9 +89,8 @@ def start_spread(
     parts = spread_parts(
         data, codes, num_classes, num_neighbors=num_neighbors, balance=balance, seed=seed
     )
-    values = {n: (data.stored(n), data.present(n)) for n in data.names if n != "y"}
     fit(
-        program, guide, {**values, "y": parts},
+        program, guide, data.drop("y").add({"y": parts}),
         objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
         epochs=known_epochs, batch_size=batch_size, lr=lr, seed=seed, progress=progress,
         title="parts of the graph", **settings,
@@ -113,11 +117,10 @@ def spread_parts(
         a class for every row, ``(rows,)``.
 
     Raises:
-        ValueError: there are fewer rows than neighbours.
+        ValueError: there are not more rows than neighbours, or without labels too few to cut the
+            graph.
     """
-    labels = known = None
-    if "y" in data and bool(data.present("y").any()):
-        labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
+    labels, known = given_labels(data)
     parts = neighbour_parts(
         codes.double().cpu().numpy(), num_classes, labels, known, num_neighbors=num_neighbors,
         balance=balance, seed=seed,

@@ -43,7 +43,7 @@ from pyrozoo.inference import Batch
 from pyrozoo.zoo.baselines import Covariance, gmm
 from pyrozoo.zoo.clustering.mixture import Mixture
 from pyrozoo.zoo.clustering.neighbours import Clusters, neighbour_parts
-from pyrozoo.zoo.clustering.pretraining import pretrain_autoencoder
+from pyrozoo.zoo.clustering.pretraining import given_labels, pretrain_autoencoder
 from pyrozoo.zoo.networks import Decoder
 
 
@@ -136,10 +136,7 @@ def start_mixture(
         progress=progress, **settings,
     )  # fmt: skip
     codes, size = drawn.double().cpu().numpy(), len(program.logits)
-    labels: Any = None
-    known: Any = None
-    if "y" in data:
-        labels, known = (v.cpu().numpy() for v in (data["y"], data.present("y")))
+    labels, known = given_labels(data)
     if clusters == "neighbours":
         parts = neighbour_parts(codes, size, labels, known, num_neighbors=num_neighbors,
                                 num_starts=num_starts, balance=balance, seed=seed)  # fmt: skip

@@ -9,12 +9,15 @@ from typing import Any
 
 from pyrozoo.guides import Amortized, Classifier, Sequential
 from pyrozoo.inference import Batch, schedules
+from pyrozoo.zoo.clustering.pretraining import rows_with_x
 from pyrozoo.zoo.clustering.spreading import start_spread
 from pyrozoo.zoo.model import Method, Model, classification, repeats, width
 from pyrozoo.zoo.networks import ConvClassifier
 from pyrozoo.zoo.semisupervised import M1, M1M2, M2
 from pyrozoo.zoo.semisupervised.m1 import freeze, start_features
 from pyrozoo.zoo.semisupervised.m1m2 import Above, start_above, start_above_spread
+
+SPREADING = {"known_epochs", "draws", "alpha", "num_neighbors"}  # options of start_above_spread
 
 
 def m2(
@@ -147,7 +150,12 @@ def m1m2(
     freeze(*fixed)
 
     def start(data: Batch, **options: Any) -> None:
-        begin = start_above_spread if spread else start_above
+        data, begin = rows_with_x(data), start_above_spread if spread else start_above
+        if needless := set() if spread else SPREADING & set(options):
+            raise ValueError(
+                f"start {', '.join(sorted(needless))}: only where labels spread (spread=True); an"
+                " experiment of m1m2 without it has no such setting"
+            )
         begin(program, encoder, above, data, frozen=fixed, **options)
 
     settings: dict[str, Any] = {"epochs": 50, "batch_size": 100, "lr": 1e-3}

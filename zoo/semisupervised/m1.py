@@ -31,7 +31,7 @@ taken away first; weights have no prior; optionally, the divergence is warmed up
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,8 +40,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrozoo.guides import Mean
-from pyrozoo.inference import Batch, fit, predict, schedules
+from pyrozoo.inference import Batch, fit, schedules
+from pyrozoo.inference.training.schedules import Schedule
 from pyrozoo.zoo.networks import Classifier, Decoder
 
 
@@ -87,18 +87,19 @@ def start_features(
     program: nn.Module,
     guide: nn.Module,
     data: Batch,
-    site: str = "z",
     *,
+    site: str = "z",
     frozen: Sequence[nn.Module] = (),
     epochs: int = 50,
     batch_size: int = 100,
     lr: float = 1e-3,
     warm_up: float = 0.0,
+    weights: Mapping[str, Schedule] | None = None,
     seed: int = 0,
     progress: bool = False,
     **settings: Any,
-) -> Tensor:
-    """The first stage: fit an autoencoder to x, without labels, and give its features.
+) -> None:
+    """The first stage: fit an autoencoder to x, without labels.
 
     Args:
         program, guide: of the features and x, trained in place.
@@ -107,22 +108,28 @@ def start_features(
         frozen: what is fitted now, and not later.
         epochs, batch_size, lr: of this fit.
         warm_up: epochs in which the weight of the features' divergence rises from zero to one.
+        weights: of other terms in this fit, site -> schedule.
         seed: of all of it.
         progress: show a progress bar.
         settings: further ones of this fit: folder, resume, compile, device.
 
-    Returns:
-        the means of q(features | x), ``(rows, D)``.
+    Raises:
+        ValueError: ``warm_up`` is negative, or the features have a weight besides.
     """
+    weights = dict(weights or {})
+    if warm_up < 0:
+        raise ValueError(f"warm_up is a number of epochs, not negative, got {warm_up}")
+    if warm_up and site in weights:
+        raise ValueError(f"{site!r} is warmed up over {warm_up} epochs, but has a weight, too")
     only_x = data.drop(*(name for name in data.names if name != "x"))
     if warm_up:
-        settings["weights"] = {site: schedules.linear(0.0, 1.0, warm_up)}
+        weights[site] = schedules.linear(0.0, 1.0, warm_up)
     with thawed(*frozen):
         fit(
             program, guide, only_x, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
-            progress=progress, title="features", decided_by={"warm_up": warm_up}, **settings,
+            weights=weights, progress=progress, title="features",
+            decided_by={"warm_up": warm_up}, **settings,
         )  # fmt: skip
-    return predict(program, Mean(guide), only_x, site, num_samples=1, seed=seed)
 
 
 def freeze(*modules: nn.Module, frozen: bool = True) -> None:

@@ -17,7 +17,7 @@ observed     what the run is
 x, y         a conditional autoencoder, and a classifier through the term below
 x, y (part)  semi-supervised, the published use
 x            an autoencoder; q(y | z_1) has nothing that names or separates classes
-z_1, y       what is above features that are data, fitted without encoder and decoder
+z_1, y       what is above features that are data (:class:`Top` is this without the decoder)
 ============ ==========================================================================
 
 On rows whose label is known, q(y | z_1) is no part of the bound; it learns from the classification
@@ -53,8 +53,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrozoo.guides import Mean
 from pyrozoo.guides.parts import Drawn, Part
-from pyrozoo.inference import Batch, EnumELBO, fit, posterior
+from pyrozoo.inference import Batch, EnumELBO, fit, posterior, predict
+from pyrozoo.inference.reading import read_count
+from pyrozoo.zoo.clustering.neighbours import check_neighbors
 from pyrozoo.zoo.clustering.spreading import spread_parts
 from pyrozoo.zoo.networks import Decoder, Encoder, one_hot
 from pyrozoo.zoo.semisupervised.m1 import start_features
@@ -101,13 +104,16 @@ class M1M2(nn.Module):
     def forward(self, batch: Batch) -> None:
         """Generate ``len(batch)`` rows."""
         with pyro.plate("data", len(batch)):
-            uniform = self.zeros.new_zeros(self.num_classes)
-            y = pyro.sample("y", dist.Categorical(logits=uniform))
-            z_2 = pyro.sample("z_2", dist.Normal(self.zeros, 1.0).to_event(1))
-            found = self.features(z_2, one_hot(y, self.num_classes, z_2.dtype))
-            loc, scale = found.mean * self.active, torch.where(self.active > 0, found.stddev, 1.0)
-            z_1 = pyro.sample("z_1", dist.Normal(loc, scale).to_event(1))
-            pyro.sample("x", self.decoder(z_1))
+            pyro.sample("x", self.decoder(self.draw_features()))
+
+    def draw_features(self) -> Tensor:
+        """y, z_2 and z_1, inside the plate; gives z_1, ``(*, rows, latent_dim)``."""
+        uniform = self.zeros.new_zeros(self.num_classes)
+        y = pyro.sample("y", dist.Categorical(logits=uniform))
+        z_2 = pyro.sample("z_2", dist.Normal(self.zeros, 1.0).to_event(1))
+        found = self.features(z_2, one_hot(y, self.num_classes, z_2.dtype))
+        loc, scale = found.mean * self.active, torch.where(self.active > 0, found.stddev, 1.0)
+        return pyro.sample("z_1", dist.Normal(loc, scale).to_event(1))
 
 
 class Features(nn.Module):
@@ -124,6 +130,19 @@ class Features(nn.Module):
             zeros = next(self.decoder.parameters()).new_zeros(self.latent_dim)
             z_1 = pyro.sample("z_1", dist.Normal(zeros, 1.0).to_event(1))
             pyro.sample("x", self.decoder(z_1))
+
+
+class Top(nn.Module):
+    """y, z_2 and z_1, without x: what is above the features, for features that are observed."""
+
+    def __init__(self, program: M1M2) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, batch: Batch) -> None:
+        """Generate ``len(batch)`` rows."""
+        with pyro.plate("data", len(batch)):
+            self.program.draw_features()
 
 
 class Above(Part):
@@ -161,20 +180,24 @@ class Above(Part):
 
 
 def start_above(
-    program: M1M2, encoder: nn.Module, above: Above, data: Batch, **options: Any
+    program: M1M2, encoder: nn.Module, above: Above, data: Batch, *, seed: int = 0, **options: Any
 ) -> Tensor:
     """The first stage, after which what is above leaves out the features that it gave up.
 
     Args:
         program, encoder: trained in place; the encoder is the guide's part for z_1.
         above: the guide's other part.
-        data: with x.
+        data: with x in every row.
+        seed: of all of it.
         options: see :func:`.start_features`.
 
     Returns:
         the means of the other features, ``(rows, D)``.
     """
-    means = start_features(Features(program), encoder, data, "z_1", **options)
+    below = Features(program)
+    start_features(below, encoder, data, site="z_1", seed=seed, **options)
+    only_x = data.drop(*(name for name in data.names if name != "x"))
+    means = predict(below, Mean(encoder), only_x, "z_1", num_samples=1, seed=seed)
     above.leave_out(program, means)
     return means[:, program.active > 0]
 
@@ -207,7 +230,8 @@ def start_above_spread(
 
     Args:
         program, encoder, above: trained in place, see :func:`start_above`.
-        data: with x, and perhaps y in part; without any label the graph is cut into parts.
+        data: with x in every row, and perhaps y in part; without any label the graph is cut into
+            parts.
         known_epochs: of the fit to what was found.
         draws: of each row's features, all of which an epoch of it visits.
         alpha: weight of log q(y | z_1) in it.
@@ -219,8 +243,12 @@ def start_above_spread(
         settings: further ones of both fits: folder, resume, compile, device, lr_schedule.
 
     Raises:
-        ValueError: there are fewer rows than neighbours.
+        ValueError: there are not more rows than neighbours, or without labels too few to cut the
+            graph; or a number of epochs or draws is not positive.
     """
+    check_neighbors(num_neighbors, len(data))
+    for name, count in {"known_epochs": known_epochs, "draws": draws}.items():
+        read_count(name, count)
     both = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress, **settings}
     codes = start_above(
         program, encoder, above, data, warm_up=warm_up, epochs=epochs, frozen=frozen, **both
@@ -231,7 +259,7 @@ def start_above_spread(
     if (folder := settings.get("folder")) is not None:
         both["folder"] = Path(folder) / "known"
     fit(
-        program, above, {"z_1": z_1.flatten(0, 1), "y": parts.repeat(draws)}, epochs=known_epochs,
+        Top(program), above, {"z_1": z_1.flatten(0, 1), "y": parts.repeat(draws)},
         objective=EnumELBO(observed_guide_weights={"y": alpha} if alpha else {}),
-        title="labels spread", **both,
+        epochs=known_epochs, title="labels spread", **both,
     )  # fmt: skip
