@@ -143,9 +143,11 @@ def check_values(plan: Plan, batch: Batch) -> None:
         value = batch[name]
         if value.is_floating_point() and not site.dtype.is_floating_point:
             raise ValueError(f"site {name!r} takes integers, got {value.dtype}; pass value.long()")
-        if innermost(site.fn)._validate_args is False:  # Bernoulli on grey pixels, for example
-            continue
         n, support = len(site.event_shape), site.fn.support
+        if innermost(site.fn)._validate_args is False:
+            if not isinstance(innermost(site.fn), torch.distributions.Bernoulli):
+                continue
+            support = constraints.independent(constraints.unit_interval, n)  # grey pixels
         if depends_on_draws(support):
             continue
         aligned = site.to_plates(value.to(site.dtype), n)

@@ -58,6 +58,8 @@ def describe(support: Any) -> str:
         return f"{int(torch.as_tensor(low).max())}..{int(torch.as_tensor(high).max())}"
     if base.is_discrete and low is not None:
         return f"whole numbers from {int(torch.as_tensor(low).max())}"
+    if base is constraints.unit_interval:
+        return "[0, 1]"
     return str(base).removesuffix("()")
 
 

@@ -305,6 +305,19 @@ def test_a_missing_value_names_what_is_there(batch: Batch) -> None:
         Batch.of(2)["w"]
 
 
+def test_add_gives_more_sites_or_other_values_of_them() -> None:
+    batch = Batch.of({"x": torch.rand(3, 2), "y": (torch.tensor([0, 1, 2]), torch.arange(3) != 1)})
+    more = batch.add({"y": torch.tensor([2, 2, 2]), "w": (torch.ones(3), torch.arange(3) < 1)})
+    assert more.names == ("x", "y", "w")
+    assert more["x"] is batch["x"]
+    assert more["y"].tolist() == [2, 2, 2]
+    assert not more.partly("y")
+    assert more.present("w").tolist() == [True, False, False]
+    assert batch.partly("y")
+    with pytest.raises(ValueError, match="not rows=3"):
+        batch.add(Batch.of({"z": torch.ones(4)}))
+
+
 def test_drop_hide_and_full(batch: Batch) -> None:
     assert batch.drop("x", "unknown").names == ("y", "z")
     keep = torch.tensor([True, True, False, False])

@@ -770,6 +770,11 @@ def test_grey_pixels_where_validation_is_off() -> None:
     loose = one_leaf(lambda: dist.Bernoulli(torch.full((2,), 0.5), validate_args=False).to_event(1))
     rows = EnumELBO().per_row(loose, empty, {"x": x})
     torch.testing.assert_close(rows, torch.full((N,), 2 * math.log(0.5)))
+    x[0, 0], seen = -1.5, torch.ones(N, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"site 'x' takes values in \[0, 1\], but 1 of"):
+        EnumELBO().loss(loose, empty, {"x": x})
+    seen[0, 0] = False
+    EnumELBO().loss(loose, empty, {"x": (x, seen)})
 
 
 # ---- plates ----------------------------------------------------------------------------------------

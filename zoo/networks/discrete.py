@@ -16,8 +16,7 @@ from pyrozoo.zoo.networks.base import MIN_SCALE, Likelihood, Located, bounded_lo
 class Bernoulli(Likelihood):
     """Independent Bernoulli entries, parametrised by logits.
 
-    The values may be grey, anywhere in [0, 1]: `log_prob` is then the cross entropy, and the
-    support is not checked.
+    The values may be grey, anywhere in [0, 1]: `log_prob` is then the cross entropy.
     """
 
     def distribution(self, params: Tensor) -> TorchDistributionMixin:
