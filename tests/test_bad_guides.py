@@ -96,7 +96,7 @@ WRONG = {
     r"site 'g' \(Gamma\) takes values in GreaterThanEq.*proposes Normal.*biject_to": {
         "g": lambda: dist.Normal(5.0, 0.01)  # no draw would show it
     },
-    r"site 't' \(Beta\) takes values in Interval.*proposes Normal, with values in Real": {
+    r"site 't' \(Beta\) takes values in \[0, 1\].*proposes Normal, with values in Real": {
         "t": lambda: normal(torch.full((2,), 0.5), 0.01)
     },
     r"site 't' \(Beta\).*proposes Uniform, with values in Interval.*upper_bound=2": {

@@ -316,7 +316,7 @@ def test_entries_may_be_missing(name):
     [
         ("beta", 0.0, "numbers above 0 and below 1, but 4 of 4 lie outside .smallest 0"),
         ("beta", 1.0, "numbers above 0 and below 1, but 4 of 4 lie outside .smallest 1"),
-        ("continuous_bernoulli", 1.5, "Interval"),
+        ("continuous_bernoulli", 1.5, r"\[0, 1\]"),
         ("poisson", 0.5, "whole numbers from 0, but 4 of 4 lie outside .smallest 0.5"),
         ("negative_binomial", -1.0, "whole numbers from 0"),
         ("zero_inflated_negative_binomial", -1.0, "whole numbers from 0"),

@@ -321,7 +321,7 @@ def test_labels_spread_along_the_features(rings, tmp_path):
 )
 def test_bad_options_of_the_start_are_found_before_it(rings, options, words):
     data, _ = rings
-    model = zoo.create("m1m2", data, num_classes=2, spread=True, **SMALL)
+    model = zoo.create("m1m2", data, num_classes=2, spread=True, likelihood="normal", **SMALL)
     before = [x.clone() for x in model.program.parameters()]
     with pytest.raises(ValueError, match=words):
         model.start(data, **{"epochs": 1, **options})
@@ -336,7 +336,7 @@ def test_labels_spread_on_disk_and_to_no_row_without_x(rings, method):
     epochs = {"epochs": 2, "known_epochs": 1}
     found = []
     for rows in (some, Stored(some), {n: (v[:300], m[:300]) for n, (v, m) in some.items()}):
-        options = {"hidden": (8,), "latent_dim": 2, "num_classes": 2, "spread": True}
+        options = {**SMALL, "num_classes": 2, "spread": True, "likelihood": "normal(0.1)"}
         model = zoo.create(method, rows if isinstance(rows, Stored) else Batch.of(rows), **options)
         model.start(rows if isinstance(rows, Stored) else Batch.of(rows), **epochs)
         found.append(list(model.program.parameters()))

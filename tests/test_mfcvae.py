@@ -259,7 +259,7 @@ def test_a_start_from_the_graph_of_the_top_facet(covariance):
 
 def test_known_clusters_start_at_their_codes():
     program, guide = make()
-    x = torch.cat([torch.rand(30, 6), 5 + torch.rand(30, 6)])
+    x = torch.cat([0.2 * torch.rand(30, 6), 0.8 + 0.2 * torch.rand(30, 6)])
     labels = torch.arange(60) // 30
     known = torch.arange(60) % 3 == 0
     data = Batch.of({"x": x, "c_2": (labels * 3, known)})

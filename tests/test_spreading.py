@@ -61,7 +61,7 @@ def test_without_any_label_it_finds_the_parts(method):
     model = zoo.create(method, data, spread=True, **options)
     start_spread(
         model.program, model.guide, data, num_classes=2, seed=0,
-        alpha=10.0 if method == "m2" else 0.0, **START,
+        likelihood=options["likelihood"], alpha=10.0 if method == "m2" else 0.0, **START,
     )  # fmt: skip
     found = responsibilities(model.program, model.guide, data, seed=0).argmax(1)
     assert max(metrics.accuracy(y, found), metrics.accuracy(y, 1 - found)) > 0.9

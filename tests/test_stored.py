@@ -338,7 +338,7 @@ def test_rows_of_another_width_than_the_site(tmp_path):
 
 
 def test_nan_is_refused_with_the_file(tmp_path):
-    x = matrix(np.float32)
+    x = matrix(np.float32) / 255
     x[200, 1] = np.nan
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(ValueError, match=r"x\.npy: 'x': 1 NaN entries"):
